@@ -1,1 +1,34 @@
-"""holdfast.coding"""
+"""Bytes and algebra: Reed-Solomon over GF(2^8), engines that compute it, digests of chunks.
+
+Knows counts, positions and byte lengths; no node, time, network or file. This is the front door:
+what is not listed here may change.
+"""
+
+from holdfast.coding.digest import DIGEST_BYTES, chunk_digest
+from holdfast.coding.engines import Engine, engine_names, select_engine
+from holdfast.coding.errors import (
+    BufferMismatchError,
+    CodingError,
+    EngineUnavailableError,
+    NotEnoughShardsError,
+)
+from holdfast.coding.matrix import decode_matrix, parity_matrix
+from holdfast.coding.operands import Buffer
+from holdfast.coding.params import MAX_CODE_LENGTH, CodeParams
+
+__all__ = [
+    "DIGEST_BYTES",
+    "MAX_CODE_LENGTH",
+    "Buffer",
+    "BufferMismatchError",
+    "CodeParams",
+    "CodingError",
+    "Engine",
+    "EngineUnavailableError",
+    "NotEnoughShardsError",
+    "chunk_digest",
+    "decode_matrix",
+    "engine_names",
+    "parity_matrix",
+    "select_engine",
+]

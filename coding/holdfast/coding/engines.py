@@ -1,0 +1,81 @@
+"""What an engine does, which ones run here, and how one is chosen. Never silently another one.
+
+An engine is stateless and may be used from several threads at once.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+from holdfast.coding.errors import EngineUnavailableError
+from holdfast.coding.naive import NaiveEngine
+from holdfast.coding.numpy_engine import NumpyEngine
+from holdfast.coding.operands import Buffer
+
+
+class Engine(Protocol):
+    """Products over GF(2^8) of whole chunks: encode, rebuild, partial sums and delta updates."""
+
+    @property
+    def name(self) -> str:
+        """The name that ``select_engine`` knows it by."""
+        ...
+
+    def matmul(
+        self,
+        coefficients: npt.NDArray[np.uint8],
+        sources: Sequence[Buffer],
+        destinations: Sequence[Buffer],
+        *,
+        accumulate: bool = False,
+    ) -> None:
+        """Compute destinations[r] (^)= sum over c of coefficients[r, c] * sources[c].
+
+        Args:
+            coefficients: Shape (len(destinations), len(sources)), uint8.
+            sources: C-contiguous buffers of one length (0 bytes and up), any alignment, only read.
+            destinations: Writable buffers of the same length that share no byte with each other or
+                with a source. The caller owns all memory; nothing is kept after the return.
+            accumulate: Add to what the destinations hold; otherwise it is overwritten, unread.
+
+        Raises:
+            BufferMismatchError: Wrong counts, lengths that differ, read-only or overlapping
+                outputs. Nothing has been written then.
+        """
+        ...
+
+
+# Best first: the order in which an engine is chosen when none is named.
+_MAKERS: dict[str, Callable[[], Engine]] = {
+    "numpy": NumpyEngine,
+    "naive": NaiveEngine,
+}
+
+
+def engine_names() -> tuple[str, ...]:
+    """The engines that can run here, best first."""
+    return tuple(name for name in _MAKERS if _try_make(name) is not None)
+
+
+def select_engine(name: str | None = None) -> Engine:
+    """The engine of that name, or the best one that runs here.
+
+    Raises:
+        EngineUnavailableError: The name is unknown, or that engine cannot run here, and why.
+    """
+    if name is None:
+        name = engine_names()[0]
+    if name not in _MAKERS:
+        raise EngineUnavailableError(
+            f"unknown coding engine {name!r}; known: {', '.join(_MAKERS)}; usable here: "
+            f"{', '.join(engine_names())}. Correct the name or leave it out"
+        )
+    return _MAKERS[name]()
+
+
+def _try_make(name: str) -> Engine | None:
+    try:
+        return _MAKERS[name]()
+    except EngineUnavailableError:
+        return None

@@ -1,0 +1,22 @@
+"""The public names of the room: what is not in this list may change."""
+
+import holdfast.coding
+
+
+def test_the_list_of_public_names_is_a_promise() -> None:
+    assert sorted(holdfast.coding.__all__) == [
+        "Buffer",
+        "BufferMismatchError",
+        "CodeParams",
+        "CodingError",
+        "DIGEST_BYTES",
+        "Engine",
+        "EngineUnavailableError",
+        "MAX_CODE_LENGTH",
+        "NotEnoughShardsError",
+        "chunk_digest",
+        "decode_matrix",
+        "engine_names",
+        "parity_matrix",
+        "select_engine",
+    ]
