@@ -12,11 +12,13 @@ def test_the_list_of_public_names_is_a_promise() -> None:
         "DIGEST_BYTES",
         "Engine",
         "EngineUnavailableError",
+        "FINGERPRINT_BYTES",
         "MAX_CODE_LENGTH",
         "NotEnoughShardsError",
         "chunk_digest",
         "decode_matrix",
         "engine_names",
+        "parity_fingerprints",
         "parity_matrix",
         "select_engine",
     ]

@@ -12,12 +12,14 @@ from holdfast.coding.errors import (
     EngineUnavailableError,
     NotEnoughShardsError,
 )
+from holdfast.coding.fingerprint import FINGERPRINT_BYTES, parity_fingerprints
 from holdfast.coding.matrix import decode_matrix, parity_matrix
 from holdfast.coding.operands import Buffer
 from holdfast.coding.params import MAX_CODE_LENGTH, CodeParams
 
 __all__ = [
     "DIGEST_BYTES",
+    "FINGERPRINT_BYTES",
     "MAX_CODE_LENGTH",
     "Buffer",
     "BufferMismatchError",
@@ -29,6 +31,7 @@ __all__ = [
     "chunk_digest",
     "decode_matrix",
     "engine_names",
+    "parity_fingerprints",
     "parity_matrix",
     "select_engine",
 ]

@@ -9,7 +9,9 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 from holdfast.coding.errors import EngineUnavailableError
+from holdfast.coding.isal import IsalEngine
 from holdfast.coding.naive import NaiveEngine
+from holdfast.coding.native import NativeEngine
 from holdfast.coding.numpy_engine import NumpyEngine
 from holdfast.coding.operands import Buffer
 
@@ -20,6 +22,11 @@ class Engine(Protocol):
     @property
     def name(self) -> str:
         """The name that ``select_engine`` knows it by."""
+        ...
+
+    @property
+    def detail(self) -> str:
+        """What is behind it here: instruction set, library or version. For reports."""
         ...
 
     def matmul(
@@ -45,9 +52,22 @@ class Engine(Protocol):
         """
         ...
 
+    def fingerprint(self, chunk: Buffer) -> bytes:
+        """The chunk's linear fingerprint, 256 bytes; see ``holdfast.coding.fingerprint``.
+
+        Equal for all engines. A parity chunk's fingerprint is the same combination of its data
+        chunks' fingerprints as the parity is of the data.
+
+        Raises:
+            BufferMismatchError: Not a buffer, or not contiguous.
+        """
+        ...
+
 
 # Best first: the order in which an engine is chosen when none is named.
 _MAKERS: dict[str, Callable[[], Engine]] = {
+    "native": NativeEngine,
+    "isal": IsalEngine,
     "numpy": NumpyEngine,
     "naive": NaiveEngine,
 }
@@ -65,7 +85,7 @@ def select_engine(name: str | None = None) -> Engine:
         EngineUnavailableError: The name is unknown, or that engine cannot run here, and why.
     """
     if name is None:
-        name = engine_names()[0]
+        return next(engine for engine in map(_try_make, _MAKERS) if engine is not None)
     if name not in _MAKERS:
         raise EngineUnavailableError(
             f"unknown coding engine {name!r}; known: {', '.join(_MAKERS)}; usable here: "

@@ -55,6 +55,12 @@ def inverse(element: int) -> int:
     return power(element, ELEMENT_COUNT - 2)
 
 
+def add(left: bytes, right: bytes) -> bytes:
+    """Sum of two byte strings of one length: XOR, since the field has characteristic 2."""
+    total = int.from_bytes(left, "little") ^ int.from_bytes(right, "little")
+    return total.to_bytes(len(left), "little")
+
+
 @cache
 def multiples_of(coefficient: int) -> bytes:
     """256 bytes: entry x is ``coefficient * x``. Fits ``bytes.translate``."""

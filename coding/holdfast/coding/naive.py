@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-from holdfast.coding.field import multiples_of
+from holdfast.coding.field import add, multiples_of
+from holdfast.coding.fingerprint import naive_fingerprint
 from holdfast.coding.operands import Buffer, check_operands
 
 
@@ -15,6 +16,7 @@ class NaiveEngine:
     """One byte string per row: destination r = sum over c of coefficient[r, c] * source c."""
 
     name = "naive"
+    detail = "pure Python"
 
     def matmul(
         self,
@@ -35,8 +37,6 @@ class NaiveEngine:
                 total = add(total, source.translate(multiples_of(coefficient)))
             destination[:] = np.frombuffer(total, dtype=np.uint8)
 
-
-def add(left: bytes, right: bytes) -> bytes:
-    """Sum of two byte strings of one length: XOR, since the field has characteristic 2."""
-    total = int.from_bytes(left, "little") ^ int.from_bytes(right, "little")
-    return total.to_bytes(len(left), "little")
+    def fingerprint(self, chunk: Buffer) -> bytes:
+        """See ``holdfast.coding.engines.Engine.fingerprint``."""
+        return naive_fingerprint(chunk)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 from holdfast.coding.field import POLYNOMIAL
+from holdfast.coding.fingerprint import numpy_fingerprint
 from holdfast.coding.operands import Buffer, Bytes, check_operands
 
 # A block of all sources and a few of scratch should fit the L2 cache (512 KiB and more), while a
@@ -25,6 +26,7 @@ class NumpyEngine:
     """Products by bit-sliced Horner evaluation over cache-sized blocks."""
 
     name = "numpy"
+    detail = f"numpy {np.__version__}"
 
     def matmul(
         self,
@@ -49,6 +51,10 @@ class NumpyEngine:
                     np.bitwise_xor(target, part, out=target)
                 else:
                     target[:] = part
+
+    def fingerprint(self, chunk: Buffer) -> bytes:
+        """See ``holdfast.coding.engines.Engine.fingerprint``."""
+        return numpy_fingerprint(chunk)
 
 
 def _terms_by_bit(row: list[int]) -> list[list[int]]:

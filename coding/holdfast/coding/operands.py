@@ -13,7 +13,7 @@ from holdfast.coding.errors import BufferMismatchError
 from holdfast.coding.params import MAX_CODE_LENGTH
 
 if TYPE_CHECKING:
-    from typing_extensions import Buffer as Buffer
+    from typing_extensions import Buffer as Buffer  # noqa: PLC0414 - mypy: an explicit re-export
 else:
     Buffer = object  # the name is in the standard library from Python 3.12 on
 
@@ -38,8 +38,8 @@ def check_operands(
     Raises:
         BufferMismatchError: Counts, lengths, writability, contiguity or overlap are wrong.
     """
-    source_views = [_as_bytes(b, f"source {i}") for i, b in enumerate(sources)]
-    destination_views = [_as_bytes(b, f"destination {i}") for i, b in enumerate(destinations)]
+    source_views = [bytes_of(b, f"source {i}") for i, b in enumerate(sources)]
+    destination_views = [bytes_of(b, f"destination {i}") for i, b in enumerate(destinations)]
     _check_counts(coefficients, len(source_views), len(destination_views))
     chunk_bytes = _common_length(source_views, destination_views)
     for index, view in enumerate(destination_views):
@@ -48,13 +48,18 @@ def check_operands(
                 f"destination {index} ({view.size} bytes) is read-only; pass writable memory"
             )
     if chunk_bytes > 0:
-        _check_disjoint(source_views, destination_views)
+        _check_disjoint(source_views, destination_views, chunk_bytes)
     return Operands(
         np.ascontiguousarray(coefficients), source_views, destination_views, chunk_bytes
     )
 
 
-def _as_bytes(buffer: Buffer, name: str) -> Bytes:
+def bytes_of(buffer: Buffer, name: str) -> Bytes:
+    """A flat, C-contiguous buffer as uint8, without a copy; ``name`` says in errors which one.
+
+    Raises:
+        BufferMismatchError: Not a buffer, or not contiguous.
+    """
     try:
         view = memoryview(buffer)
     except (TypeError, ValueError, BufferError) as error:
@@ -69,6 +74,11 @@ def _as_bytes(buffer: Buffer, name: str) -> Bytes:
     if view.nbytes == 0:
         return np.empty(0, dtype=np.uint8)
     return np.frombuffer(view, dtype=np.uint8)
+
+
+def address_of(view: Bytes) -> int:
+    """Where the bytes are; valid while the caller keeps the buffer."""
+    return int(view.__array_interface__["data"][0])
 
 
 def _check_counts(coefficients: Bytes, source_count: int, destination_count: int) -> None:
@@ -104,28 +114,22 @@ def _common_length(sources: list[Bytes], destinations: list[Bytes]) -> int:
     return expected_bytes
 
 
-def _check_disjoint(sources: list[Bytes], destinations: list[Bytes]) -> None:
+def _check_disjoint(sources: list[Bytes], destinations: list[Bytes], chunk_bytes: int) -> None:
     """Sorted by address, no two neighbours may overlap unless both are sources."""
-    spans = [(_address(view), view.size, f"source {i}", False) for i, view in enumerate(sources)]
-    spans += [
-        (_address(view), view.size, f"destination {i}", True) for i, view in enumerate(destinations)
-    ]
+    spans = [(address_of(view), f"source {i}", False) for i, view in enumerate(sources)]
+    spans += [(address_of(view), f"destination {i}", True) for i, view in enumerate(destinations)]
     spans.sort()
-    # All spans have one length, so the one before in address order overlaps if any earlier does,
-    # but the earlier one may be of the other kind: remember the last of each.
-    last_any: tuple[int, int, str, bool] | None = None
-    last_written: tuple[int, int, str, bool] | None = None
-    for span in spans:
-        rival = last_any if span[3] else last_written
-        if rival is not None and rival[0] + rival[1] > span[0]:
+    # All spans have one length, so only the last one before in address order can be the rival; but
+    # two sources may overlap, so the last of any kind and the last written one are remembered.
+    last_any: tuple[int, str] | None = None
+    last_written: tuple[int, str] | None = None
+    for start, label, is_written in spans:
+        rival = last_any if is_written else last_written
+        if rival is not None and rival[0] + chunk_bytes > start:
             raise BufferMismatchError(
-                f"{span[2]} overlaps {rival[2]} in {rival[0] + rival[1] - span[0]} of "
-                f"{span[1]} bytes; a destination must share no byte with any other buffer"
+                f"{label} overlaps {rival[1]} in {rival[0] + chunk_bytes - start} of "
+                f"{chunk_bytes} bytes; a destination must share no byte with any other buffer"
             )
-        last_any = span
-        if span[3]:
-            last_written = span
-
-
-def _address(view: Bytes) -> int:
-    return int(view.__array_interface__["data"][0])
+        last_any = (start, label)
+        if is_written:
+            last_written = last_any
