@@ -29,8 +29,8 @@ struct buffers {
 };
 
 struct call {
-    Py_buffer coefficients;
-    int has_coefficients;
+    uint8_t *coefficients; /* own copy, row-major: the matrix may have any strides */
+    Py_ssize_t rows, columns;
     struct buffers sources, destinations;
     Py_ssize_t chunk_bytes; /* -1: no buffer seen yet */
 };
@@ -118,12 +118,9 @@ static int take_all(PyObject *module, PyObject *tuple, const char *role, int wri
     return 0;
 }
 
-static int take_coefficients(PyObject *module, PyObject *object, struct call *call)
+/* Columns of a matrix, or its transpose, are as good as the whole: copied, whatever the strides. */
+static int copy_coefficients(PyObject *module, const Py_buffer *view, struct call *call)
 {
-    Py_buffer *view = &call->coefficients;
-    if (take_one(module, object, "coefficient matrix", 0, view))
-        return -1;
-    call->has_coefficients = 1;
     if (view->ndim != 2 || view->itemsize != 1 || (view->format && strcmp(view->format, "B"))) {
         PyErr_Format(refuse(module),
                      "coefficients must be a 2-dimensional array of uint8, got %d dimensions of "
@@ -131,18 +128,49 @@ static int take_coefficients(PyObject *module, PyObject *object, struct call *ca
                      view->ndim, view->format ? view->format : "B");
         return -1;
     }
+    call->rows = view->shape[0];
+    call->columns = view->shape[1];
+    if (call->rows > HF_MAX_CODE_LENGTH || call->columns > HF_MAX_CODE_LENGTH) {
+        PyErr_Format(refuse(module), "at most %d sources and destinations, got %zd and %zd",
+                     HF_MAX_CODE_LENGTH, call->columns, call->rows);
+        return -1;
+    }
+    call->coefficients = PyMem_Malloc((size_t)(call->rows * call->columns) + 1);
+    if (!call->coefficients) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    for (Py_ssize_t r = 0; r < call->rows; r++)
+        for (Py_ssize_t c = 0; c < call->columns; c++)
+            call->coefficients[r * call->columns + c] =
+                ((const uint8_t *)view->buf)[r * view->strides[0] + c * view->strides[1]];
     return 0;
+}
+
+static int take_coefficients(PyObject *module, PyObject *object, struct call *call)
+{
+    Py_buffer view;
+    int failed;
+    if (PyObject_GetBuffer(object, &view, PyBUF_STRIDED_RO | PyBUF_FORMAT)) {
+        PyErr_Clear();
+        PyErr_Format(refuse(module), "coefficients must be a 2-dimensional array of uint8, got %R",
+                     (PyObject *)Py_TYPE(object));
+        return -1;
+    }
+    failed = copy_coefficients(module, &view, call);
+    PyBuffer_Release(&view);
+    return failed;
 }
 
 static int check_counts(PyObject *module, const struct call *call)
 {
-    Py_ssize_t rows = call->coefficients.shape[0], columns = call->coefficients.shape[1];
-    if (rows == call->destinations.count && columns == call->sources.count)
+    if (call->rows == call->destinations.count && call->columns == call->sources.count)
         return 0;
     PyErr_Format(refuse(module),
                  "coefficients of shape (%zd, %zd) need %zd destinations and %zd sources, got %zd "
                  "and %zd",
-                 rows, columns, rows, columns, call->destinations.count, call->sources.count);
+                 call->rows, call->columns, call->rows, call->columns, call->destinations.count,
+                 call->sources.count);
     return -1;
 }
 
@@ -183,8 +211,7 @@ static void release(struct call *call)
         PyMem_Free(both[side]->views);
         PyMem_Free(both[side]->pointers);
     }
-    if (call->has_coefficients)
-        PyBuffer_Release(&call->coefficients);
+    PyMem_Free(call->coefficients);
 }
 
 /* ---- the functions ------------------------------------------------------------------------- */
@@ -233,7 +260,7 @@ static PyObject *matmul(PyObject *module, PyObject *const *args, Py_ssize_t coun
     failed = take(module, args, &call);
     if (!failed) {
         struct hf_job job = {
-            .coefficients = call.coefficients.buf,
+            .coefficients = call.coefficients,
             .sources = (const uint8_t *const *)call.sources.pointers,
             .destinations = call.destinations.pointers,
             .source_count = (size_t)call.sources.count,

@@ -5,8 +5,7 @@ released. It finds accidents, not adversaries. It is not linear; see ``fingerpri
 """
 
 import xxhash
-from holdfast.coding.errors import BufferMismatchError
-from holdfast.coding.operands import Buffer
+from holdfast.coding.operands import Buffer, bytes_of
 
 DIGEST_BYTES = 8  # of the digest itself, where it is stored or sent
 
@@ -17,9 +16,4 @@ def chunk_digest(chunk: Buffer) -> int:
     Raises:
         BufferMismatchError: Not a buffer, or not contiguous.
     """
-    try:
-        return xxhash.xxh3_64_intdigest(memoryview(chunk))
-    except (TypeError, ValueError, BufferError) as error:
-        raise BufferMismatchError(
-            f"a digest needs a C-contiguous buffer of bytes, got {type(chunk).__name__}: {error}"
-        ) from error
+    return xxhash.xxh3_64_intdigest(bytes_of(chunk, "chunk").data)

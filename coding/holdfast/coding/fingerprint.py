@@ -11,6 +11,7 @@ changes that are equal and 65280 bytes apart cancel out.
 """
 
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 from holdfast.coding.errors import CodingError
@@ -45,10 +46,7 @@ def numpy_fingerprint(chunk: Buffer) -> bytes:
         content[:whole_bytes].reshape(-1, period_bytes), axis=0, dtype=np.uint8
     )
     folded[: content.size - whole_bytes] ^= content[whole_bytes:]
-    factors = [power(GENERATOR, block) for block in range(PERIOD_BLOCKS)]
-    products = product_table()[
-        np.array(factors, dtype=np.uint8)[:, None], folded.reshape(PERIOD_BLOCKS, -1)
-    ]
+    products = product_table()[_factors()[:, None], folded.reshape(PERIOD_BLOCKS, -1)]
     return bytes(np.bitwise_xor.reduce(products, axis=0, dtype=np.uint8))
 
 
@@ -73,3 +71,9 @@ def parity_fingerprints(
             total = add(total, fingerprint.translate(multiples_of(coefficient)))
         results.append(total)
     return tuple(results)
+
+
+@cache
+def _factors() -> Bytes:
+    """2^b for the blocks b of one period."""
+    return np.array([power(GENERATOR, block) for block in range(PERIOD_BLOCKS)], dtype=np.uint8)

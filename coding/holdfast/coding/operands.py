@@ -5,7 +5,7 @@ The checks cost some microseconds per buffer. The native engine makes the same o
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -13,9 +13,12 @@ from holdfast.coding.errors import BufferMismatchError
 from holdfast.coding.params import MAX_CODE_LENGTH
 
 if TYPE_CHECKING:
-    from typing_extensions import Buffer as Buffer  # noqa: PLC0414 - mypy: an explicit re-export
+    from typing_extensions import Buffer as AnyBuffer
+
+    # numpy's types say that arrays are buffers from Python 3.12 on; at run time they always are.
+    Buffer: TypeAlias = AnyBuffer | npt.NDArray[np.generic]
 else:
-    Buffer = object  # the name is in the standard library from Python 3.12 on
+    Buffer = object  # the protocol has a name in the standard library from Python 3.12 on
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -61,7 +64,7 @@ def bytes_of(buffer: Buffer, name: str) -> Bytes:
         BufferMismatchError: Not a buffer, or not contiguous.
     """
     try:
-        view = memoryview(buffer)
+        view = memoryview(cast("AnyBuffer", buffer))
     except (TypeError, ValueError, BufferError) as error:
         raise BufferMismatchError(
             f"{name} must be a buffer of bytes, got {type(buffer).__name__}: {error}"
