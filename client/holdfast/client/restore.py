@@ -1,0 +1,274 @@
+"""Putting a shard back into a live state, bit for bit, or refusing it before anything was changed.
+
+In order: read and check the shard, compare it with the live state, make what is missing (a fresh
+optimizer has no state yet), copy over what is there, hand the whole to each ``load_state_dict``,
+and set the random generators last, since all before may have used them.
+"""
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from holdfast.client.flatten import (
+    Flat,
+    Rules,
+    Stateful,
+    check_tensor,
+    dtype_name,
+    flatten,
+    state_of,
+    unflatten,
+)
+from holdfast.client.manifest import (
+    Mesh,
+    ParsedShard,
+    Path,
+    Sharding,
+    TensorEntry,
+    parse_shard,
+    show_path,
+)
+from holdfast.client.rng import restore_rng
+from holdfast.client.sharding import SeenMesh, describe, distribute, local_of
+from holdfast.client.state_errors import MalformedShardError, RestoreMismatchError
+from holdfast.client.state_hash import hash_state
+from holdfast.client.tensor_bytes import ByteArray, copy_in
+from holdfast.client.walk import MemoryKey, memory_key
+
+__all__ = ["hash_state", "restore_into"]
+
+PROBLEMS_SHOWN = 5  # differences named in an error; a whole foreign model has thousands
+
+
+def restore_into(state: Mapping[str, object], shard: memoryview, *, allow_pickle: bool = False) -> None:
+    """Put every byte of ``shard`` back into ``state``, and the random generators with it.
+
+    Tensors that are there are overwritten in place, so whoever holds them sees the new content;
+    others are made. A DTensor is made on the mesh that the live state uses, so nothing is
+    communicated. No tensor aliases ``shard`` afterwards.
+
+    Args:
+        state: What ``ShardLayout.build`` was given, built anew the same way.
+        shard: Memory of exactly one shard; may be read-only.
+        allow_pickle: Read plain objects without restriction. Only for shards that this job wrote.
+
+    Raises:
+        MalformedShardError: these bytes are no shard, or contradict themselves.
+        RestoreMismatchError: names, dtypes, shapes, shardings or meshes differ from the live ones.
+            Nothing live was changed, as with the errors above and below.
+        StateError: the live state itself cannot be put back into.
+    """
+    parsed = parse_shard(shard)
+    objects, rng = _read_objects(parsed, allow_pickle=allow_pickle)
+    live = _Live.look(state)
+    problems = live.compare(parsed, objects)
+    if problems:
+        raise RestoreMismatchError(_told(problems))
+    tensors = {entry.path: live.tensor_for(entry, parsed) for entry in parsed.manifest.tensors}
+    trees = {name: unflatten(objects[name], tensors, name) for name in state}
+    problems = [text for name in state for text in _key_problems(name, state[name], trees[name])]
+    if problems:
+        raise RestoreMismatchError(_told(problems))
+    payload = np.frombuffer(parsed.payload, dtype=np.uint8)
+    for entry in parsed.manifest.tensors:
+        copy_in(_slice(payload, entry), local_of(tensors[entry.path]))
+    for name, item in state.items():
+        _load(item, trees[name])
+    restore_rng(rng)
+
+
+@dataclass(slots=True)
+class _Live:
+    """The live state before the restore: its tensors by path, and the meshes they lie on."""
+
+    state: Mapping[str, object]
+    flats: dict[str, Flat]
+    tensors: dict[Path, torch.Tensor]
+    shardings: dict[Path, Sharding | None]
+    meshes: list[SeenMesh]
+    mesh_of: dict[Mesh, SeenMesh] = field(default_factory=dict)
+
+    @classmethod
+    def look(cls, state: Mapping[str, object]) -> "_Live":
+        flats = {name: flatten(name, state_of(name, item), Rules(allow_pickle=True)) for name, item in state.items()}
+        tensors = {leaf.path: leaf.tensor for flat in flats.values() for leaf in flat.leaves}
+        for path, tensor in tensors.items():
+            check_tensor(path, tensor)
+        meshes: list[SeenMesh] = []
+        shardings = {path: describe(tensor, meshes) for path, tensor in tensors.items()}
+        live = cls(state, flats, tensors, shardings, meshes)
+        live.mesh_of = {seen.mesh: seen for seen in meshes}
+        return live
+
+    def compare(self, parsed: ParsedShard, objects: Mapping[str, object]) -> list[str]:
+        """What keeps this shard from being put into this state; empty if nothing does."""
+        saved_names, names = set(parsed.manifest.names), set(self.state)
+        problems = [f"{name}: only in the shard" for name in sorted(saved_names - names)]
+        problems += [f"{name}: not in the shard" for name in sorted(names - saved_names)]
+        if problems:
+            return problems
+        saved = {entry.path: entry for entry in parsed.manifest.tensors}
+        for entry in saved.values():
+            problems += self._entry_problems(entry, parsed)
+        for path in self.tensors:
+            if path not in saved and _is_strict(self.state[str(path[0])]):
+                problems.append(f"{show_path(path)}: not in the shard")
+        for name, item in self.state.items():
+            if isinstance(item, torch.optim.Optimizer):
+                problems += _group_problems(name, self.flats[name].objects, objects[name])
+        return problems + self._sharing_problems(saved)
+
+    def tensor_for(self, entry: TensorEntry, parsed: ParsedShard) -> torch.Tensor:
+        """The live tensor that an entry is copied into, or a new one if there is none that fits."""
+        tensor = self.tensors.get(entry.path)
+        if tensor is not None and not self._tensor_problems(entry, parsed):
+            return tensor
+        dtype = getattr(torch, entry.dtype)
+        if entry.sharding is None:
+            return _empty(entry, dtype, "cpu")
+        device_mesh = self.mesh_of[parsed.manifest.meshes[entry.sharding.mesh_index]].device_mesh
+        local = _empty(entry, dtype, device_mesh.device_type)
+        return distribute(local, entry.sharding, device_mesh)
+
+    def _entry_problems(self, entry: TensorEntry, parsed: ParsedShard) -> list[str]:
+        item = self.state[str(entry.path[0])]
+        strict = _is_strict(item)
+        if entry.path in self.tensors:
+            problems = self._tensor_problems(entry, parsed)
+            if problems and (strict or isinstance(item, torch.optim.Optimizer)):
+                return problems
+        elif strict:
+            return [f"{show_path(entry.path)}: only in the shard"]
+        if entry.sharding is not None:
+            mesh = parsed.manifest.meshes[entry.sharding.mesh_index]
+            if mesh not in self.mesh_of:
+                return [f"{show_path(entry.path)}: no live tensor lies on a mesh {mesh.shape}"]
+        return []
+
+    def _tensor_problems(self, entry: TensorEntry, parsed: ParsedShard) -> list[str]:
+        local = local_of(self.tensors[entry.path])
+        found = f"{dtype_name(local.dtype)} {list(local.shape)}"
+        found += self._sharding_text(self.shardings[entry.path], [seen.mesh for seen in self.meshes])
+        saved = f"{entry.dtype} {list(entry.shape)}"
+        saved += self._sharding_text(entry.sharding, parsed.manifest.meshes)
+        if saved == found:
+            return []
+        return [f"{show_path(entry.path)}: {saved} in the shard, {found} live"]
+
+    @staticmethod
+    def _sharding_text(sharding: Sharding | None, meshes: "tuple[Mesh, ...] | list[Mesh]") -> str:
+        """A text that two shardings share exactly if they are the same."""
+        if sharding is None:
+            return ""
+        mesh = meshes[sharding.mesh_index]
+        return (
+            f" at {list(sharding.global_offset)} of {list(sharding.global_shape)} "
+            f"({', '.join(sharding.placements)}) on {mesh.device_type} mesh {list(mesh.shape)} "
+            f"{mesh.dim_names or ''} of {len(mesh.ranks)} ranks"
+        )
+
+    def _sharing_problems(self, saved: Mapping[Path, TensorEntry]) -> list[str]:
+        """Live tensors that are one must not be asked to hold two contents."""
+        problems: list[str] = []
+        first: dict[MemoryKey, TensorEntry] = {}
+        for path, entry in saved.items():
+            if path in self.tensors and entry.size_bytes:
+                known = first.setdefault(memory_key(self.tensors[path]), entry)
+                if known.offset != entry.offset:
+                    paths = f"{show_path(path)} and {show_path(known.path)}"
+                    problems.append(f"{paths}: share memory live, not in the shard")
+        return problems
+
+
+def _read_objects(parsed: ParsedShard, *, allow_pickle: bool) -> tuple[dict[str, object], dict[str, object]]:
+    """The plain objects by name, and the generators' states."""
+    try:
+        record = torch.load(io.BytesIO(parsed.objects), weights_only=not allow_pickle)
+    except Exception as error:
+        raise MalformedShardError(f"the shard's plain objects cannot be read: {error}") from error
+    parts = (record.get("objects"), record.get("rng")) if isinstance(record, dict) else (None, None)
+    objects, rng = parts
+    if not isinstance(objects, dict) or not isinstance(rng, dict):
+        raise MalformedShardError("the shard's plain objects are not what capture writes")
+    if tuple(objects) != parsed.manifest.names:
+        raise MalformedShardError(f"the manifest names {parsed.manifest.names}, the plain objects {tuple(objects)}")
+    return objects, rng
+
+
+def _is_strict(item: object) -> bool:
+    """Whether the live tensors are all there is: what else may make and drop tensors as it runs."""
+    return isinstance(item, torch.nn.Module | torch.Tensor)
+
+
+def _group_problems(name: str, live: object, saved: object) -> list[str]:
+    expected, found = _group_sizes(saved), _group_sizes(live)
+    if expected == found:
+        return []
+    return [f"{name}/param_groups: {expected} parameters per group in the shard, {found} live"]
+
+
+def _group_sizes(tree: object) -> list[int] | None:
+    groups = tree.get("param_groups") if isinstance(tree, dict) else None
+    if not isinstance(groups, list) or not all(isinstance(group, dict) for group in groups):
+        return None  # an optimizer with a state of its own kind
+    return [len(group.get("params", ())) for group in groups]
+
+
+def _key_problems(name: str, item: object, tree: object) -> list[str]:
+    """A module refuses unknown keys only after it loaded the others, so this looks first."""
+    if not isinstance(item, torch.nn.Module):
+        return []
+    saved, live = set(tree if isinstance(tree, dict) else ()), set(item.state_dict())
+    return [f"{name}/{key}: only on one side" for key in sorted(saved ^ live, key=str)]
+
+
+def _told(problems: list[str]) -> str:
+    shown = "; ".join(problems[:PROBLEMS_SHOWN])
+    more = len(problems) - PROBLEMS_SHOWN
+    rest = f"; and {more} more" if more > 0 else ""
+    return (
+        f"the shard does not fit the live state: {shown}{rest}. Nothing was changed: build the "
+        "state as the run did that wrote it, with the same world size and sharding"
+    )
+
+
+def _empty(entry: TensorEntry, dtype: torch.dtype, device: str) -> torch.Tensor:
+    if entry.stride is not None:
+        return torch.empty_strided(entry.shape, entry.stride, dtype=dtype, device=device)
+    return torch.empty(entry.shape, dtype=dtype, device=device)
+
+
+def _slice(payload: ByteArray, entry: TensorEntry) -> ByteArray:
+    return payload[entry.offset : entry.offset + entry.size_bytes]
+
+
+def _load(item: object, tree: object) -> None:
+    if isinstance(item, torch.Tensor):
+        return  # its bytes are in place
+    assert isinstance(item, Stateful)
+    assert isinstance(tree, dict)
+    if isinstance(item, torch.nn.Module):
+        # The live dict, because it carries the modules' versions beside its items. Its tensors are
+        # the live ones and already filled: torch copies each onto itself, which it skips.
+        whole = item.state_dict()
+        whole.update(tree)
+        item.load_state_dict(whole)
+        return
+    item.load_state_dict(tree)
+    if isinstance(item, torch.optim.Optimizer):
+        _keep_dtypes(item, tree)
+
+
+def _keep_dtypes(optimizer: torch.optim.Optimizer, tree: Mapping[str, object]) -> None:
+    """Undo what torch's optimizers do on loading: cast state to the parameter's dtype."""
+    slots = tree.get("state")
+    if not isinstance(slots, dict):
+        return
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for index, parameter in enumerate(parameters):
+        for key, saved in slots.get(index, {}).items():
+            loaded = optimizer.state[parameter].get(key)
+            if isinstance(loaded, torch.Tensor) and loaded.dtype != saved.dtype:
+                optimizer.state[parameter][key] = saved.to(device=loaded.device)
