@@ -47,10 +47,9 @@ class ConfigError(OperatorError):
         if count > len(shown):
             shown.append(f"  and {count - len(shown)} more")
         lines = [f"{origin}: {count} problem{'s' if count != 1 else ''}", *shown]
-        super().__init__(
-            ExitCode.USAGE,
-            "\n".join([*lines, "Correct them and try 'holdfast config check' on it."]),
-        )
+        these = "these" if count != 1 else "this"
+        lines.append(f"Correct {these}, then try: holdfast config check {origin}")
+        super().__init__(ExitCode.USAGE, "\n".join(lines))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

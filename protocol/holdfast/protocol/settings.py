@@ -194,11 +194,10 @@ def _whole(lowest: int, highest: int) -> Callable[[object], int]:
     """A reader of whole numbers within bounds."""
 
     def read(value: object) -> int:
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise ValueError(f"a whole number from {lowest} to {highest}, found {describe(value)}")  # noqa: TRY004  # one kind
-        if not lowest <= value <= highest:
-            raise ValueError(f"a whole number from {lowest} to {highest}, found {value}")
-        return value
+        if isinstance(value, int) and not isinstance(value, bool) and lowest <= value <= highest:
+            return value
+        hint = "; write it without quotes" if isinstance(value, str) and value.isdecimal() else ""
+        raise ValueError(f"a whole number from {lowest} to {highest}, found {describe(value)}{hint}")
 
     return read
 

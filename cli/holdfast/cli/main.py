@@ -1,0 +1,99 @@
+"""The command `holdfast`: picks the verb, runs it, and turns what goes wrong into an exit code.
+
+Each verb is a module with `add_parser(subparsers)` and `run(args) -> int`. Only the module of the verb that was asked
+for is imported, so that a quick verb never waits for what a slow one needs.
+"""
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib import import_module
+
+from holdfast.protocol.exit_codes import ExitCode, OperatorError
+
+INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+
+# name -> (module, what it does). In the order of the help.
+VERBS: dict[str, tuple[str, str]] = {
+    "config": ("holdfast.cli.config", "check a config file, or show each value and where it came from"),
+    "keys": ("holdfast.cli.keys", "make or list the nodes' keys"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: the arguments after the program's name; those of this process if None.
+
+    Returns:
+        The exit status: one of `ExitCode`, or `INTERRUPTED`. Arguments that argparse refuses, `--help` and
+        `--version` end here too, with argparse's status.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        status = _run(arguments)
+        sys.stdout.flush()  # here, so that a closed pipe shows now and not at exit
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output has gone (`holdfast status | head`). The interpreter's own last flush would
+        # complain, so it gets a place to write to.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return int(ExitCode.DONE)
+    except OperatorError as error:
+        sys.stderr.write(f"holdfast: {error}\n")
+        return int(error.exit_code)
+    except Exception as error:  # noqa: BLE001  # the edge of the program: whatever is left is our fault, and is said so
+        sys.stderr.write(f"holdfast: this is a bug in Holdfast, please report it: {error!r}\n")
+        traceback.print_exc()
+        return int(ExitCode.BUG)
+    return status
+
+
+def _run(arguments: list[str]) -> int:
+    parser = _parser(arguments)
+    try:
+        args = parser.parse_args(arguments)
+    except SystemExit as ending:  # argparse has said what there is to say
+        return ending.code if isinstance(ending.code, int) else int(ExitCode.USAGE)
+    if args.verb is None:
+        parser.print_help(sys.stderr)
+        return int(ExitCode.USAGE)
+    module, _ = VERBS[args.verb]
+    return int(import_module(module).run(args))
+
+
+def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="holdfast",
+        description="Keeps the state of a distributed PyTorch training run alive in the memory of its nodes.",
+        epilog="Exit codes: 0 done, 1 a bug, 2 usage or config, 3 not recoverable, 4 daemon unreachable, "
+        "5 wrong cluster, epoch or key, 6 bytes fail their digest, 7 over the memory budget.",
+    )
+    parser.add_argument(
+        "--version", action="version", version=f"holdfast {_version()}" if _asks_version(arguments) else ""
+    )
+    subparsers = parser.add_subparsers(dest="verb", metavar="VERB")
+    chosen = next((argument for argument in arguments if not argument.startswith("-")), None)
+    for name, (module, summary) in VERBS.items():
+        if name == chosen:
+            import_module(module).add_parser(subparsers)
+        else:
+            subparsers.add_parser(name, help=summary)
+    return parser
+
+
+def _asks_version(arguments: Sequence[str]) -> bool:
+    return bool(arguments) and arguments[0].startswith("--v")
+
+
+def _version() -> str:
+    metadata = import_module("importlib.metadata")  # costs 20 ms, which only this answer needs
+    return str(metadata.version("holdfast"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
