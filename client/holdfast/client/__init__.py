@@ -1,1 +1,23 @@
-"""holdfast.client"""
+"""Lives in the training process: the step hook, staging and restore. The only room that imports torch."""
+
+from holdfast.client.errors import (
+    CommitTimeoutError,
+    DaemonUnreachableError,
+    HoldfastError,
+    NotRecoverableError,
+    RanksDisagreeError,
+    RefusedError,
+    SnapshotSkippedError,
+)
+from holdfast.client.snapshotter import Snapshotter
+
+__all__ = [
+    "CommitTimeoutError",
+    "DaemonUnreachableError",
+    "HoldfastError",
+    "NotRecoverableError",
+    "RanksDisagreeError",
+    "RefusedError",
+    "SnapshotSkippedError",
+    "Snapshotter",
+]

@@ -1,0 +1,34 @@
+"""Errors of the conversation with the daemon and of restoring. Errors about the state itself are in `state_errors`."""
+
+
+class HoldfastError(Exception):
+    """Base of everything that a Snapshotter raises about protection."""
+
+
+class DaemonUnreachableError(HoldfastError):
+    """No daemon answers on the socket."""
+
+
+class RefusedError(HoldfastError):
+    """The daemon refused a request; the text is the daemon's. `retry` says that asking again may help."""
+
+    def __init__(self, text: str, *, exit_code: int, retry: bool = False) -> None:
+        super().__init__(text)
+        self.exit_code = exit_code
+        self.retry = retry
+
+
+class NotRecoverableError(HoldfastError):
+    """Something is committed, and it can't be restored. Raised whatever `on_error` says: going on would train from nothing."""
+
+
+class CommitTimeoutError(HoldfastError):
+    """A snapshot was not committed within the time given."""
+
+
+class SnapshotSkippedError(HoldfastError):
+    """A snapshot was skipped or given up; the text says why. Raised only with on_error="raise"."""
+
+
+class RanksDisagreeError(HoldfastError):
+    """The ranks of one job don't agree on what to protect; the text names them."""

@@ -1,0 +1,101 @@
+"""A rank's conversation with its daemon, as state: what was said, what it means, what to answer.
+
+Pure: no socket, clock, thread or memory. `Link` moves the messages, `Stager` waits for what is asked here.
+
+A session lives as long as one connection. Everything in it is forgotten when the daemon goes; the plan is said again to its
+successor.
+"""
+
+from dataclasses import dataclass, field
+from typing import assert_never
+
+from holdfast.protocol import limits, messages
+from holdfast.protocol.ids import SnapshotId
+from holdfast.protocol.layout import Layout
+
+
+class ProtocolMismatchError(Exception):
+    """The daemon speaks another version of the protocol."""
+
+
+@dataclass(frozen=True, slots=True)
+class RankPlan:
+    """What a rank says to every daemon that it attaches to."""
+
+    job: str
+    attempt: int
+    role: int
+    layout: Layout
+
+
+@dataclass(slots=True)
+class Session:
+    """What this rank knows from its daemon over one connection."""
+
+    welcome: messages.Welcome
+    plan: RankPlan | None = None
+    accepted: messages.PlanAccepted | None = None
+    restore_answer: messages.RestoreAnswer | None = None
+    opened: messages.ShardOpened | None = None
+    pending_text: str = ""
+    granted: dict[SnapshotId, messages.Granted] = field(default_factory=dict)
+    refused: dict[SnapshotId, str] = field(default_factory=dict)
+    denied: dict[str, messages.Denied] = field(default_factory=dict)  # by request
+    progress: messages.Progress | None = None
+
+    def __post_init__(self) -> None:
+        if self.welcome.protocol != limits.PROTOCOL_VERSION:
+            raise ProtocolMismatchError(
+                f"expected protocol version {limits.PROTOCOL_VERSION}, the daemon speaks {self.welcome.protocol}; "
+                "install the same version of holdfast in the trainer and on the node"
+            )
+
+    def receive(self, message: messages.DaemonMessage) -> None:
+        """Take in one message of the daemon."""
+        match message:
+            case messages.PlanAccepted():
+                self.accepted = message
+            case messages.RestoreAnswer():
+                self.restore_answer = message
+            case messages.ShardOpened():
+                self.opened = message
+            case messages.ShardPending(text=text):
+                self.pending_text = text
+            case messages.Granted(snapshot=snapshot):
+                self.granted[snapshot] = message
+            case messages.Progress():
+                self._progressed(message)
+            case messages.Denied():
+                self._denied(message)
+            case messages.StatusAnswer() | messages.RecoverAnswer() | messages.ForgetAnswer():
+                pass  # answers to commands; a rank never asks
+            case _:
+                assert_never(message)
+
+    def _progressed(self, message: messages.Progress) -> None:
+        self.progress = message
+        if message.given_up is not None:
+            self.refused[message.given_up] = message.reason
+        done = max((s for s in (message.committed, message.given_up) if s is not None), default=None)
+        if done is not None:
+            self.granted = {snapshot: granted for snapshot, granted in self.granted.items() if snapshot > done}
+            self.refused = {snapshot: text for snapshot, text in self.refused.items() if snapshot >= done}
+
+    def _denied(self, message: messages.Denied) -> None:
+        if message.snapshot is not None:
+            self.refused[message.snapshot] = message.text
+        else:
+            self.denied[message.request] = message
+
+    def ask(self, request: str) -> None:
+        """Forget an earlier answer to a request that is about to be made (again)."""
+        self.denied.pop(request, None)
+        match request:
+            case "Plan":
+                self.accepted = None
+            case "AskRestore":
+                self.restore_answer = None
+            case "OpenShard":
+                self.opened, self.pending_text = None, ""
+            case _:
+                raise AssertionError(request)

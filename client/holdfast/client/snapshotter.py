@@ -1,0 +1,449 @@
+"""The step hook: what a training loop calls. See `Snapshotter`.
+
+Covers the training thread's side: who the ranks are, which steps are staged, how long training may be held up, and what a
+fault does to it (it costs protection, loudly, and never the run). What waits for the daemon is in `Stager`; what a rank's state
+is, as bytes, is in `shard` and `restore`.
+"""
+
+import logging
+import os
+import warnings
+from collections.abc import Mapping
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from time import monotonic
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import msgspec
+import torch
+import torch.distributed as dist
+
+from holdfast.client.errors import (
+    CommitTimeoutError,
+    DaemonUnreachableError,
+    HoldfastError,
+    NotRecoverableError,
+    RanksDisagreeError,
+    RefusedError,
+    SnapshotSkippedError,
+)
+from holdfast.client.link import socket_path
+from holdfast.client.ranks import Ranks
+from holdfast.client.restore import restore_into
+from holdfast.client.session import RankPlan
+from holdfast.client.shard import ShardLayout
+from holdfast.client.stager import Stager
+from holdfast.client.state_errors import LayoutChangedError, ShardError
+from holdfast.protocol import limits, messages
+from holdfast.protocol.ids import JOB_NAME, SnapshotId
+from holdfast.protocol.layout import Layout, ShardPlace
+
+log = logging.getLogger("holdfast")
+
+RESTORE_PATIENCE_S = 120.0  # a rebuild that shows no progress for so long has failed
+ASK_PATIENCE_S = 60.0  # the cluster's answer what to restore; it hears all nodes within seconds
+PLAN_RETRY_STEPS = 50  # steps without protection before the ranks try again to agree on a plan
+CLOSE_WAIT_S = 60.0  # for the last snapshot to commit
+_MESSAGES_MAX = 1 << 20  # bytes of one rank's part in an exchange
+
+
+class _Part(msgspec.Struct):
+    """What one rank tells the others at a plan or a restore."""
+
+    job: str
+    node: int = -1
+    shard_bytes: int = 0
+    every: int = 1
+    version: int = 0
+    step: int = 0
+    problem: str = ""
+    attempt: int = 0
+    snapshot: SnapshotId | None = None
+    roles: int = 0  # ranks of the snapshot's layout
+    kind: Literal["plan", "restore", "done"] = "plan"
+    fatal: bool = False  # something is committed and can't be had
+
+
+class Snapshotter:
+    """Keeps a job's state safe in the memory of its nodes, and brings it back.
+
+    Args:
+        state: names to anything with `state_dict`/`load_state_dict`, or to a tensor. Held by reference; its bytes are read
+            between `step()` and the next update.
+        job: the job's name: letters, digits, '.', '_' and '-', at most 64. Two jobs on one cluster don't see each other.
+        every: steps between two snapshots, equal on all ranks.
+        socket: the daemon's Unix socket; default $HOLDFAST_SOCKET, /run/holdfast/holdfast.sock, then
+            $XDG_RUNTIME_DIR/holdfast/holdfast.sock. A comma-separated list gives each local rank its own.
+        process_group: the ranks of the job; default the default group, or this process alone.
+        max_stall_s: the longest that one call holds up training.
+        on_error: "warn": a fault costs protection and is said once; "raise": it is raised at the next call (for tests).
+        stage: "lazy": parameters and optimizer state are copied in the background until the next update; "blocking":
+            `step()` returns when all bytes are copied.
+        allow_pickle: whether plain objects beyond torch's safe list may be restored.
+
+    `restore`, the first `step` and a `step` after a change of layout are collectives: all ranks call them together.
+    """
+
+    def __init__(  # noqa: PLR0913  # the public surface; all but the state are keywords
+        self,
+        state: Mapping[str, object],
+        *,
+        job: str,
+        every: int = 1,
+        socket: str | os.PathLike[str] | None = None,
+        process_group: dist.ProcessGroup | None = None,
+        max_stall_s: float = 10.0,
+        on_error: Literal["warn", "raise"] = "warn",
+        stage: Literal["lazy", "blocking"] = "lazy",
+        allow_pickle: bool = False,
+    ) -> None:
+        _check_arguments(job, every, on_error, stage)
+        self._state, self._job, self._every = state, job, every
+        self._max_stall_s, self._strict, self._blocking = max_stall_s, on_error == "raise", stage == "blocking"
+        self._allow_pickle = allow_pickle
+        self._ranks = Ranks(process_group)
+        self._path = socket_path(socket, local_rank=self._ranks.local_rank)
+        self._stager = Stager(self._path, max_stall_s=max_stall_s)
+        self._attempt: int | None = None
+        self._layout: ShardLayout | None = None
+        self._plan: RankPlan | None = None
+        self._next_plan_step = 0
+        self._versions = 0
+        self._staging: Future[None] | None = None
+        self._staged: SnapshotId | None = None
+        self._stall_last_s = self._stall_total_s = 0.0
+        self._skipped = self._staged_bytes = 0
+        self._said: set[str] = set()
+        self._closed = False
+        self._hooks = [
+            item.register_step_pre_hook(lambda *_: self.before_update())
+            for item in state.values()
+            if isinstance(item, torch.optim.Optimizer)
+        ]
+
+    # --- restore ---
+
+    def restore(self) -> int | None:
+        """Bring the newest committed snapshot back into the live state. A collective.
+
+        Returns:
+            The step restored, or None: nothing is committed yet, or no daemon runs anywhere (said once).
+
+        Raises:
+            NotRecoverableError: something is committed, and it, or a part of it, can't be restored.
+            RestoreMismatchError: the live state does not fit the snapshot; nothing live was changed.
+        """
+        mine = self._ask(begin_fresh=False)
+        parts = self._exchange(mine, "restore")
+        lead = parts[0]
+        problems = [f"rank {rank}: {part.problem}" for rank, part in enumerate(parts) if part.problem]
+        if lead.fatal:
+            raise NotRecoverableError(lead.problem)
+        if lead.snapshot is None:
+            self._attempt = lead.attempt or None
+            if problems:
+                self._fault(DaemonUnreachableError("training runs on, unprotected: " + "; ".join(problems[:4])))
+            return None
+        if problems:
+            raise NotRecoverableError(
+                f"{lead.snapshot} is committed, but not every rank can reach its daemon: " + "; ".join(problems[:4])
+            )
+        if lead.roles != self._ranks.world_size:
+            raise NotRecoverableError(
+                f"{lead.snapshot} was staged by {lead.roles} ranks, this job has {self._ranks.world_size}; start it with "
+                f"{lead.roles} ranks"
+            )
+        self._attempt = lead.attempt
+        failure = self._restore_shard(lead.snapshot)
+        done = self._exchange(_Part(self._job, problem=str(failure) if failure else ""), "done")
+        if failure is not None:
+            raise failure
+        failed = [f"rank {rank}: {part.problem}" for rank, part in enumerate(done) if part.problem]
+        if failed:
+            raise NotRecoverableError(f"{lead.snapshot} could not be restored on every rank: " + "; ".join(failed[:4]))
+        return lead.snapshot.step
+
+    def _ask(self, *, begin_fresh: bool) -> _Part:
+        """Attach; role 0 also asks the cluster what to restore."""
+        part = _Part(self._job)
+        try:
+            welcome = self._stager.submit(lambda: self._stager.attach_within(self._max_stall_s)).result()
+            part.node = welcome.node
+            if self._ranks.rank == 0:
+                deadline_s = monotonic() + ASK_PATIENCE_S
+                answer = self._stager.submit(
+                    lambda: self._stager.ask_restore(self._job, begin_fresh=begin_fresh, deadline_s=deadline_s)
+                ).result()
+                part.attempt, part.snapshot = answer.attempt, answer.snapshot
+                part.roles = len(answer.layout.shards) if answer.layout is not None else 0
+                part.problem, part.fatal = answer.problem, bool(answer.problem)
+        except HoldfastError as error:
+            part.problem = str(error)
+        return part
+
+    def _restore_shard(self, snapshot: SnapshotId) -> Exception | None:
+        assert self._attempt is not None
+        request = messages.OpenShard(self._job, self._attempt, snapshot, self._ranks.rank)
+        try:
+            opened, shard = self._stager.submit(
+                lambda: self._stager.open_shard(request, patience_s=RESTORE_PATIENCE_S)
+            ).result()
+            restore_into(self._state, shard, allow_pickle=self._allow_pickle)
+            shard.release()
+            self._stager.submit(lambda: self._stager.close_shard(opened)).result()
+        except RefusedError as error:
+            return NotRecoverableError(str(error))
+        except (HoldfastError, ShardError) as error:
+            return error
+        return None
+
+    # --- staging ---
+
+    def step(self, step: int) -> None:
+        """Tell that `step` is done: its snapshot is staged in the background. Call it after the scheduler's step."""
+        started_s = monotonic()
+        try:
+            self._step(step)
+        finally:
+            self._stall_last_s = monotonic() - started_s
+            self._stall_total_s += self._stall_last_s
+
+    def _step(self, step: int) -> None:
+        if self._closed:
+            raise HoldfastError("this Snapshotter is closed; make a new one")
+        self._wait_for_staging()
+        if self._plan is None and not self._make_plan(step):
+            return
+        assert self._plan is not None
+        if not self._plan.layout.is_due(step):
+            return
+        capture = self._capture(step)
+        if capture is None:
+            return
+        plan, layout = self._plan, self._layout
+        assert layout is not None
+        if self._attempt is None:
+            return
+        snapshot = SnapshotId(plan.attempt, step)
+        deadline_s = monotonic() + self._max_stall_s
+        self._staged, self._staged_bytes = snapshot, layout.shard_bytes
+        self._staging = self._stager.submit(lambda: self._stager.stage(snapshot, capture, deadline_s))
+        if self._blocking:
+            self._wait_for_staging()
+
+    def _capture(self, step: int) -> Any:
+        assert self._layout is not None
+        try:
+            return self._layout.capture()
+        except LayoutChangedError as error:
+            # Every rank walks the same kind of model, so a change is seen by all of them at the same step; a rank that
+            # alone sees one would wait in the exchange, which the process group's own timeout bounds.
+            self._say(f"the state's layout changed ({error}); a new plan is made")
+            if not self._make_plan(step):
+                return None
+            return self._layout.capture()
+        except ShardError as error:
+            self._skipped += 1
+            self._fault(error)
+            return None
+
+    def before_update(self) -> None:
+        """Returns when the state may change again. Called by the optimizers' step pre-hook; other loops call it themselves."""
+        started_s = monotonic()
+        self._wait_for_staging()
+        waited_s = monotonic() - started_s
+        self._stall_last_s += waited_s
+        self._stall_total_s += waited_s
+
+    def _wait_for_staging(self) -> None:
+        staging = self._staging
+        if staging is None:
+            return
+        try:
+            # The thread keeps the bound itself; the slack covers a copy that is under way when the bound passes.
+            staging.result(timeout=self._max_stall_s + 1.0)
+        except FutureTimeoutError:
+            self._skipped += 1
+            # The copy goes on into a slot that nobody will seal: its version check finds the update that happens now.
+            self._fault(SnapshotSkippedError(f"{self._staged} is skipped: not staged within {self._max_stall_s} s"))
+        except SnapshotSkippedError as error:
+            self._skipped += 1
+            self._fault(error)
+        finally:
+            self._staging = None
+
+    # --- the plan ---
+
+    def _make_plan(self, step: int) -> bool:
+        """Agree with the other ranks on who stages what, from `step` on. A collective. Returns whether there is a plan."""
+        if step < self._next_plan_step:
+            return False
+        part = _Part(self._job) if self._attempt is not None else self._ask(begin_fresh=True)
+        layout: ShardLayout | None = None
+        try:
+            layout = ShardLayout.build(self._state, allow_pickle=self._allow_pickle)
+            welcome = self._stager.submit(lambda: self._stager.attach_within(self._max_stall_s)).result()
+            part.node, part.shard_bytes = welcome.node, layout.shard_bytes
+        except (HoldfastError, ShardError) as error:
+            part.problem = part.problem or str(error)
+        part.every, part.step, part.version = self._every, step, self._versions + 1
+        parts = self._exchange(part, "plan")
+        problem = _disagreement(parts)
+        self._attempt = self._attempt or parts[0].attempt or None
+        if problem or self._attempt is None or layout is None:
+            return self._unprotected(step, problem or "no attempt was begun")
+        self._versions = max(p.version for p in parts)
+        agreed = Layout(
+            shards=tuple(ShardPlace(p.node, p.shard_bytes) for p in parts),
+            first_step=max(p.step for p in parts),
+            every=self._every,
+            version=self._versions,
+        )
+        plan = RankPlan(self._job, self._attempt, self._ranks.rank, agreed)
+        failure = ""
+        try:
+            deadline_s = monotonic() + limits.ALLOCATE_DEADLINE_S
+            self._stager.submit(lambda: self._stager.say_plan(plan, deadline_s=deadline_s)).result()
+        except HoldfastError as error:
+            failure = str(error)
+        accepted = self._exchange(_Part(self._job, problem=failure), "done")
+        if problem := _disagreement(accepted):
+            return self._unprotected(step, problem)
+        self._plan, self._layout = plan, layout
+        return True
+
+    def _unprotected(self, step: int, problem: str) -> bool:
+        self._plan = None
+        self._next_plan_step = step + PLAN_RETRY_STEPS
+        self._fault(DaemonUnreachableError(f"training runs on, unprotected: {problem}"))
+        return False
+
+    def _exchange(self, part: _Part, kind: Literal["plan", "restore", "done"]) -> list[_Part]:
+        part.kind = kind
+        part.problem = part.problem[: limits.TEXT_CHARS_MAX]
+        parts = [msgspec.msgpack.decode(raw, type=_Part) for raw in self._ranks.exchange(msgspec.msgpack.encode(part))]
+        for rank, other in enumerate(parts):
+            if other.job != self._job or other.kind != kind:
+                raise RanksDisagreeError(
+                    f"rank {self._ranks.rank} is at {kind} of job {self._job!r}, rank {rank} at {other.kind} of job "
+                    f"{other.job!r}; all ranks must make the same Snapshotter and call it in the same order"
+                )
+        return parts
+
+    # --- what users ask ---
+
+    def wait(self, step: int | None = None, *, timeout_s: float = 60.0) -> None:
+        """Block until `step` (default: the last one staged) is committed.
+
+        Raises:
+            CommitTimeoutError: it isn't within `timeout_s`.
+            SnapshotSkippedError: it was skipped or given up and can't commit any more.
+        """
+        self._wait_for_staging()
+        wanted = self._staged if step is None else SnapshotId(self._attempt or 0, step)
+        if wanted is None:
+            return
+        deadline_s = monotonic() + timeout_s
+        stager = self._stager
+        with stager.changed:
+            while stager.standing.committed is None or stager.standing.committed < wanted:
+                given_up = stager.standing.given_up
+                if given_up == wanted:
+                    raise SnapshotSkippedError(f"{wanted} was given up and can't commit")
+                left_s = deadline_s - monotonic()
+                if left_s <= 0:
+                    why = stager.standing.problem or f"newest committed: {stager.standing.committed}"
+                    raise CommitTimeoutError(f"{wanted} is not committed after {timeout_s} s ({why})")
+                stager.changed.wait(left_s)
+
+    def stats(self) -> dict[str, Any]:
+        """Where this rank's snapshots stand.
+
+        Keys: `staged_step`, `sealed_step`, `protected_step`, `committed_step` (steps or None), `stall_s` (`last` and `total`
+        seconds that training was held up), `staged_bytes` (of one snapshot of this rank), `skipped` (count), `attached`,
+        `problem` (why protection does not work now, or empty).
+        """
+        standing = self._stager.standing
+        return {
+            "staged_step": self._staged.step if self._staged is not None else None,
+            "sealed_step": standing.sealed_step,
+            "protected_step": standing.protected_step,
+            "committed_step": standing.committed.step if standing.committed is not None else None,
+            "stall_s": {"last": self._stall_last_s, "total": self._stall_total_s},
+            "staged_bytes": self._staged_bytes,
+            "skipped": self._skipped,
+            "attached": standing.attached,
+            "problem": standing.problem,
+        }
+
+    def close(self) -> None:
+        """Wait for the last snapshot to commit, then let go of the daemon. Safe to call twice."""
+        if self._closed:
+            return
+        try:
+            if self._stager.standing.attached:
+                self.wait(timeout_s=CLOSE_WAIT_S)
+        except HoldfastError as error:
+            self._fault(error)
+        finally:
+            self._release()
+
+    def _release(self) -> None:
+        self._closed = True
+        for hook in self._hooks:
+            hook.remove()
+        try:
+            self._stager.submit(self._stager.leave).result(timeout=1.0)
+        except (HoldfastError, FutureTimeoutError):
+            pass  # the daemon sees the connection end
+        self._stager.stop(timeout_s=self._max_stall_s)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.close()
+        elif not self._closed:
+            self._release()  # an exception in the loop: don't hold it up for a commit
+
+    # --- faults ---
+
+    def _fault(self, error: Exception) -> None:
+        if self._strict:
+            raise error
+        self._say(str(error))
+
+    def _say(self, text: str) -> None:
+        """Say a fault once per kind of text; numbers (steps, seconds) don't make a new kind."""
+        kind = "".join(character for character in text if not character.isdigit())
+        if kind not in self._said and len(self._said) < 64:
+            self._said.add(kind)
+            warnings.warn(f"holdfast: rank {self._ranks.rank}: {text}", RuntimeWarning, stacklevel=4)
+
+
+def _disagreement(parts: list[_Part]) -> str:
+    problems = [f"rank {rank}: {part.problem}" for rank, part in enumerate(parts) if part.problem]
+    if problems:
+        return "; ".join(problems[:4])
+    for rank, part in enumerate(parts):
+        if part.every != parts[0].every or part.step != parts[0].step:
+            return (
+                f"rank {rank} stages every {part.every} steps from step {part.step} on, rank 0 every {parts[0].every} from "
+                f"step {parts[0].step} on; all ranks must agree"
+            )
+    return ""
+
+
+def _check_arguments(job: str, every: int, on_error: str, stage: str) -> None:
+    if not JOB_NAME.fullmatch(job):
+        raise ValueError(f"job: expected letters, digits, '.', '_' and '-' (at most 64), found {job!r}")
+    if every < 1:
+        raise ValueError(f"every: expected at least 1, found {every}")
+    if on_error not in {"warn", "raise"}:
+        raise ValueError(f'on_error: expected "warn" or "raise", found {on_error!r}')
+    if stage not in {"lazy", "blocking"}:
+        raise ValueError(f'stage: expected "lazy" or "blocking", found {stage!r}')

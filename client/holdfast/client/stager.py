@@ -1,0 +1,322 @@
+"""The background thread of a rank: it owns the link to the daemon, copies shards into the arena, and listens for commits.
+
+Covers everything that waits for the daemon, so that the training thread never does but in the named places (`restore`, `wait`,
+`close`, and `before_update` while bytes are being copied). A daemon that goes away is met again by itself.
+"""
+
+import logging
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from time import monotonic
+from typing import TypeVar
+
+from holdfast.client.errors import DaemonUnreachableError, RefusedError, SnapshotSkippedError
+from holdfast.client.link import Link, LinkLostError
+from holdfast.client.session import ProtocolMismatchError, RankPlan
+from holdfast.client.shard import Capture
+from holdfast.client.state_errors import TornSnapshotError
+from holdfast.protocol import limits, messages
+from holdfast.protocol.ids import SnapshotId
+
+log = logging.getLogger("holdfast")
+
+T = TypeVar("T")
+_IDLE_S = 0.2  # how long the thread waits for messages before it looks for new work; new work wakes it at once
+_REATTACH_S = 0.5  # between two tries to meet a daemon that went away
+_SEAL_S = 5.0  # a seal is answered by progress at once; longer means that the daemon hangs, and its deadline will tell
+
+
+@dataclass(slots=True)
+class Standing:
+    """Where this rank's snapshots stand; written by the thread, read by anybody."""
+
+    attached: bool = False
+    sealed_step: int | None = None
+    protected_step: int | None = None
+    committed: SnapshotId | None = None
+    given_up: SnapshotId | None = None
+    problem: str = ""  # why protection is not working now; empty while it works
+
+
+class Stager:
+    """One thread, one link."""
+
+    def __init__(self, path: Path, *, max_stall_s: float) -> None:
+        self._path, self._max_stall_s = path, max_stall_s
+        self._link: Link | None = None
+        self._plan: RankPlan | None = None
+        self._tasks: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._stopping = False
+        self._retry_s = 0.0
+        self.standing = Standing()
+        self.changed = threading.Condition()
+        self._thread = threading.Thread(target=self._run, name="holdfast-stager", daemon=True)
+        self._thread.start()
+
+    # --- for the training thread ---
+
+    def submit(self, work: Callable[[], T]) -> "Future[T]":
+        """Have `work` run on the thread; its result or error is in the future."""
+        future: Future[T] = Future()
+
+        def task() -> None:
+            try:
+                future.set_result(work())
+            except BaseException as error:  # noqa: BLE001  # handed to whoever waits for the future
+                future.set_exception(error)
+
+        self._tasks.put(task)
+        os.eventfd_write(self._wake_fd, 1)
+        return future
+
+    def stop(self, *, timeout_s: float) -> None:
+        """End the thread and close the link."""
+        self._stopping = True
+        os.eventfd_write(self._wake_fd, 1)
+        self._thread.join(timeout_s)
+        if not self._thread.is_alive():
+            os.close(self._wake_fd)
+
+    # --- the thread ---
+
+    def _run(self) -> None:
+        while not self._stopping:
+            try:
+                self._tasks.get_nowait()()
+                continue
+            except Empty:
+                pass
+            self._listen()
+        if self._link is not None:
+            self._link.close()
+            self._link = None
+
+    def _listen(self) -> None:
+        if self._link is None:
+            if self._plan is not None and monotonic() >= self._retry_s:
+                self._meet_again()
+            if self._link is None:
+                try:
+                    self._tasks.put(self._tasks.get(timeout=_IDLE_S))
+                except Empty:
+                    pass
+                return
+        try:
+            self._link.pump(_IDLE_S)
+            self._note_progress()
+        except LinkLostError as error:
+            self._lost(error)
+
+    def _lost(self, error: Exception) -> None:
+        if self._link is not None:
+            self._link.close()
+            self._link = None
+        self._retry_s = monotonic() + _REATTACH_S
+        with self.changed:
+            self.standing.attached, self.standing.problem = False, str(error)
+            self.changed.notify_all()
+
+    def _meet_again(self) -> None:
+        self._retry_s = monotonic() + _REATTACH_S
+        try:
+            self.attach()
+            assert self._plan is not None
+            self.say_plan(self._plan, deadline_s=monotonic() + limits.ALLOCATE_DEADLINE_S)
+        except (DaemonUnreachableError, RefusedError) as error:
+            self._lost(error)
+
+    def _note_progress(self) -> None:
+        progress = self._link.session.progress if self._link is not None else None
+        if progress is None:
+            return
+        attempt = self._plan.attempt if self._plan is not None else None
+
+        def step(snapshot: SnapshotId | None) -> int | None:
+            return snapshot.step if snapshot is not None and snapshot.attempt == attempt else None
+
+        with self.changed:
+            standing = self.standing
+            standing.sealed_step = _newer(standing.sealed_step, step(progress.sealed))
+            standing.protected_step = _newer(standing.protected_step, step(progress.protected))
+            standing.committed = progress.committed
+            standing.given_up = progress.given_up
+            self.changed.notify_all()
+
+    # --- work, on the thread ---
+
+    def attach(self) -> messages.Welcome:
+        """Connect, if not connected."""
+        if self._link is None:
+            try:
+                self._link = Link(self._path, wake_fd=self._wake_fd)
+            except ProtocolMismatchError as error:
+                raise RefusedError(str(error), exit_code=5) from error
+            with self.changed:
+                self.standing.attached, self.standing.problem = True, ""
+        return self._link.session.welcome
+
+    def attach_within(self, seconds: float) -> messages.Welcome:
+        """Connect; a daemon that is just being started or restarted is waited for."""
+        deadline_s = monotonic() + seconds
+        while True:
+            try:
+                return self.attach()
+            except DaemonUnreachableError:
+                if monotonic() >= deadline_s or self._stopping:
+                    raise
+                threading.Event().wait(min(0.1, max(0.0, deadline_s - monotonic())))
+
+    @property
+    def link(self) -> Link:
+        """The live link; LinkLostError if there is none."""
+        if self._link is None:
+            raise LinkLostError(self.standing.problem or f"not attached to the daemon on {self._path}")
+        return self._link
+
+    def ask_restore(self, job: str, *, begin_fresh: bool, deadline_s: float) -> messages.RestoreAnswer:
+        """Ask the cluster what to restore; begins a new attempt. Repeats the question if the answer is lost."""
+        while True:
+            session = self.link.session
+            session.ask("AskRestore")
+            self.link.send(messages.AskRestore(job, begin_fresh))
+            again_s = min(deadline_s, monotonic() + 2 * limits.HEAR_ALL_S + limits.JOIN_S)
+            self._until(lambda: session.restore_answer is not None or "AskRestore" in session.denied, again_s)
+            if session.restore_answer is not None:
+                return session.restore_answer
+            if monotonic() >= deadline_s:
+                raise DaemonUnreachableError(
+                    f"the daemon on {self._path} did not learn from the cluster what to restore; see 'holdfast status'"
+                )
+
+    def open_shard(self, request: messages.OpenShard, *, patience_s: float) -> tuple[messages.ShardOpened, memoryview]:
+        """Have the shard verified, rebuilt if needed, and mapped. `patience_s` bounds the wait for signs of progress."""
+        while True:
+            session = self.link.session
+            session.ask("OpenShard")
+            self.link.send(request)
+            if not self._await_shard(patience_s):
+                raise DaemonUnreachableError(f"no progress on the shard of role {request.role} for {patience_s} s")
+            denied = session.denied.get("OpenShard")
+            if denied is not None and denied.retry:
+                threading.Event().wait(0.2)
+                patience_s -= 0.2
+                if patience_s > 0:
+                    continue
+            if denied is not None:
+                raise RefusedError(denied.text, exit_code=denied.exit_code, retry=denied.retry)
+            opened = session.opened
+            assert opened is not None
+            view = self._memory(opened.job, opened.slot, opened.generation)
+            return opened, view[opened.offset_bytes : opened.offset_bytes + opened.shard_bytes].toreadonly()
+
+    def _await_shard(self, patience_s: float) -> bool:
+        session = self.link.session
+        seen = ""
+        deadline_s = monotonic() + patience_s
+        while session.opened is None and "OpenShard" not in session.denied:
+            self._until(
+                lambda: session.opened is not None or "OpenShard" in session.denied or session.pending_text != seen,
+                deadline_s,
+            )
+            if session.pending_text != seen:
+                seen, deadline_s = session.pending_text, monotonic() + patience_s
+            elif monotonic() >= deadline_s:
+                return False
+        return True
+
+    def close_shard(self, opened: messages.ShardOpened) -> None:
+        """The shard was copied out."""
+        self.link.send(messages.CloseShard(opened.job, opened.snapshot, opened.role))
+
+    def say_plan(self, plan: RankPlan, *, deadline_s: float) -> None:
+        """Tell the daemon this rank's place; returns when memory is ready."""
+        while True:
+            session = self.link.session
+            session.ask("Plan")
+            self.link.send(messages.Plan(plan.job, plan.attempt, plan.role, plan.layout))
+            self._until(lambda: session.accepted is not None or "Plan" in session.denied, deadline_s)
+            if session.accepted is not None:
+                self._plan, session.plan = plan, plan
+                with self.changed:
+                    self.standing.problem = ""
+                return
+            denied = session.denied.get("Plan")
+            if denied is not None and denied.retry and monotonic() < deadline_s:
+                threading.Event().wait(0.2)
+                continue
+            if denied is not None:
+                raise RefusedError(denied.text, exit_code=denied.exit_code, retry=denied.retry)
+            raise DaemonUnreachableError(f"the daemon on {self._path} did not make memory ready in time")
+
+    def stage(self, snapshot: SnapshotId, capture: Capture, deadline_s: float) -> None:
+        """Get a slot, copy the shard into it, seal. Raises SnapshotSkippedError when the snapshot is skipped."""
+        plan = self._plan
+        try:
+            link = self.link
+            session = link.session
+            if plan is None or session.accepted is None or session.plan is not plan:
+                raise LinkLostError(self.standing.problem or "the plan is not accepted yet")
+            self._stage(link, plan, snapshot, capture, deadline_s)
+        except LinkLostError as error:
+            self._lost(error)
+            raise SnapshotSkippedError(f"{snapshot} is skipped: {error}") from error
+
+    def _stage(self, link: Link, plan: RankPlan, snapshot: SnapshotId, capture: Capture, deadline_s: float) -> None:
+        session = link.session
+        link.send(messages.Begin(plan.job, snapshot, plan.role))
+
+        def answered() -> bool:
+            return snapshot in session.granted or snapshot in session.refused
+
+        if not link.until(answered, deadline_s=deadline_s):
+            self._skip(link, plan, snapshot, f"no slot was free within {self._max_stall_s} s")
+        if snapshot not in session.granted:
+            raise SnapshotSkippedError(f"{snapshot} is skipped: {session.refused[snapshot]}")
+        granted = session.granted[snapshot]
+        assert session.accepted is not None
+        view = self._memory(plan.job, granted.slot, granted.generation)
+        start = session.accepted.offset_bytes
+        try:
+            capture.write(view[start : start + session.accepted.shard_bytes])
+        except TornSnapshotError as error:
+            self._skip(link, plan, snapshot, str(error))
+        link.send(messages.Seal(plan.job, snapshot, plan.role))
+        with self.changed:
+            self.standing.sealed_step = _newer(self.standing.sealed_step, snapshot.step)
+            self.changed.notify_all()
+
+    def _skip(self, link: Link, plan: RankPlan, snapshot: SnapshotId, reason: str) -> None:
+        link.send(messages.Skip(plan.job, snapshot, plan.role, reason[: limits.TEXT_CHARS_MAX]))
+        raise SnapshotSkippedError(f"{snapshot} is skipped: {reason}")
+
+    def leave(self) -> None:
+        """Say goodbye."""
+        if self._plan is not None and self._link is not None:
+            self._link.send(messages.Leave(self._plan.job, self._plan.role))
+            self._plan = None
+
+    def _memory(self, job: str, slot: int, generation: int) -> memoryview:
+        deadline_s = monotonic() + _SEAL_S
+        link = self.link
+        if not link.until(lambda: link.memory(job, slot, generation) is not None, deadline_s=deadline_s):
+            raise LinkLostError(f"the daemon on {self._path} named memory that it did not hand over")
+        view = link.memory(job, slot, generation)
+        assert view is not None
+        return view
+
+    def _until(self, done: Callable[[], bool], deadline_s: float) -> bool:
+        try:
+            return self.link.until(done, deadline_s=deadline_s)
+        except LinkLostError as error:
+            self._lost(error)
+            raise
+
+
+def _newer(known: int | None, told: int | None) -> int | None:
+    return told if known is None or (told is not None and told > known) else known

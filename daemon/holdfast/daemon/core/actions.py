@@ -1,0 +1,189 @@
+"""What a daemon must now do. Imperatives; the shell carries them out in order and nothing else.
+
+The order carries meaning: a `WriteLedger` before a `SendPeer` is done before it.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from holdfast.daemon.core.ledger import LedgerRecord
+from holdfast.daemon.core.memory import ChunkKey, Memory, Sizes
+from holdfast.protocol.messages import ChunkHeader, DaemonMessage, PeerMessage
+
+
+@dataclass(frozen=True, slots=True)
+class DialPeer:
+    """Open the connections to a node; harmless when they are open."""
+
+    node: int
+
+
+@dataclass(frozen=True, slots=True)
+class SendPeer:
+    """Send a message to a dialled node. May be lost; the core repeats what matters."""
+
+    node: int
+    message: PeerMessage
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyClient:
+    """Send a message to a trainer or command."""
+
+    client: int
+    message: DaemonMessage
+
+
+@dataclass(frozen=True, slots=True)
+class GiveMemory:
+    """Hand a slot's data memory to a trainer, as a descriptor."""
+
+    client: int
+    memory: Memory
+    data_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class DropClient:
+    """Close a client's connection."""
+
+    client: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Allocate:
+    """Make, populate and seal a slot's memory; ends in MemoryReady or MemoryFailed."""
+
+    memory: Memory
+    sizes: Sizes
+
+
+@dataclass(frozen=True, slots=True)
+class Free:
+    """Give a slot's memory back. Work on it that is still queued must do no harm."""
+
+    memory: Memory
+
+
+@dataclass(frozen=True, slots=True)
+class DigestChunks:
+    """Digest data chunks of the own image; ends in ChunksDigested."""
+
+    memory: Memory
+    first_chunk: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class StoreDigests:
+    """Write digests into the slot's digest table, from index `first` on."""
+
+    memory: Memory
+    first: int
+    digests: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SendChunk:
+    """Send a data chunk to a parity holder, straight from the arena."""
+
+    node: int
+    memory: Memory
+    header: ChunkHeader
+
+
+@dataclass(frozen=True, slots=True)
+class ServeChunk:
+    """Verify a resting chunk against its digest and send it to a peer that rebuilds; ends in nothing or ChunkNotServed."""
+
+    node: int
+    memory: Memory
+    header: ChunkHeader
+    offset_bytes: int  # within data or, for parity, within guard
+    digest: int
+
+
+@dataclass(frozen=True, slots=True)
+class DropFrames:
+    """Release received frames; unknown ones are ignored."""
+
+    keys: tuple[ChunkKey, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class EncodeParity:
+    """Compute one parity chunk from received frames; ends in ParityEncoded. The frames are dropped afterwards.
+
+    Code-word positions that are not named hold zeros.
+    """
+
+    memory: Memory
+    stripe: int
+    row: int  # which parity row, 0..m-1
+    parity_index: int  # where it goes, in chunks from the start of guard
+    sources: tuple[tuple[int, ChunkKey], ...]  # (position, frame)
+
+
+@dataclass(frozen=True, slots=True)
+class RebuildStripe:
+    """Compute one lost chunk from received frames; ends in StripeRebuilt. The frames are dropped afterwards.
+
+    All missing data chunks of the stripe are computed and compared with their digests, also where parity is wanted: a
+    parity chunk is then encoded from data that is known to be right.
+    """
+
+    memory: Memory
+    stripe: int
+    sources: tuple[tuple[int, ChunkKey], ...]  # (position, frame)
+    zero_positions: tuple[int, ...]
+    missing: tuple[tuple[int, int], ...]  # (data position, digest that it must have)
+    wanted_position: int
+    kind: Literal["data", "parity"]
+    chunk: int  # data chunk index or parity index, where it goes
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyChunks:
+    """Read resting data chunks and compare with the digests given; ends in ChunksVerified."""
+
+    memory: Memory
+    ticket: int
+    first_chunk: int
+    digests: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class WriteLedger:
+    """Replace the ledger; done before the next action."""
+
+    record: LedgerRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """Say something to the operator."""
+
+    level: Literal["info", "warning", "error"]
+    text: str
+
+
+Action = (
+    DialPeer
+    | SendPeer
+    | ReplyClient
+    | GiveMemory
+    | DropClient
+    | Allocate
+    | Free
+    | DigestChunks
+    | StoreDigests
+    | SendChunk
+    | ServeChunk
+    | DropFrames
+    | EncodeParity
+    | RebuildStripe
+    | VerifyChunks
+    | WriteLedger
+    | Log
+)

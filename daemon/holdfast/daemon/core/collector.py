@@ -1,0 +1,149 @@
+"""What takes the view of many nodes: when a snapshot is committed, and which one a job restores.
+
+Commit: whoever has seen the facts of all participants may say "committed", because a fact never becomes untrue; so every node
+watches, and the lowest live one announces. Restore: the collector hears all live nodes first, then takes the newest snapshot
+that any of them knows to be committed and that can be recovered from what the live ones hold.
+"""
+
+from dataclasses import dataclass, field
+
+from holdfast.daemon.core.context import Context
+from holdfast.daemon.core.job import Job
+from holdfast.daemon.core.peers import Peers
+from holdfast.daemon.core.slot import COMPLETE
+from holdfast.protocol import limits, messages
+from holdfast.protocol.ids import SnapshotId
+from holdfast.protocol.layout import Geometry, Layout
+from holdfast.protocol.messages import JobReport
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """A job's question what to restore, while the nodes are being heard."""
+
+    job: str
+    request: int
+    asker: int
+    started_ns: int
+    deadline_ns: int
+
+
+@dataclass(slots=True)
+class Collector:
+    """Facts of all jobs, and open questions."""
+
+    ctx: Context
+    peers: Peers
+    facts: dict[str, dict[SnapshotId, set[int]]] = field(default_factory=dict)
+    queries: list[Query] = field(default_factory=list)
+
+    # --- commit ---
+
+    def fact(self, job: Job, snapshot: SnapshotId, node: int) -> None:
+        """A node has protected a snapshot."""
+        if snapshot.attempt != job.attempt or (job.committed is not None and snapshot <= job.committed):
+            return
+        self.facts.setdefault(job.name, {}).setdefault(snapshot, set()).add(node)
+        self.consider(job)
+
+    def consider(self, job: Job) -> None:
+        """Commit what all participants have protected."""
+        if not job.planned or job.current is None:
+            return
+        own = job.newest(COMPLETE)
+        open_facts = self.facts.get(job.name, {})
+        participants = job.geometry(job.current).participants
+        for snapshot in sorted(open_facts, reverse=True):
+            seen = open_facts[snapshot] | ({self.ctx.node} if own == snapshot else set())
+            if snapshot.attempt == job.attempt and participants <= seen:
+                job.commit(snapshot)
+                if self.peers.collector == self.ctx.node:
+                    self.ctx.tell_all(messages.SnapshotCommitted(job.name, snapshot))
+                break
+        if job.committed is not None:
+            self.facts[job.name] = {
+                snapshot: nodes
+                for snapshot, nodes in open_facts.items()
+                if snapshot > job.committed and snapshot.attempt >= job.attempt
+            }
+
+    # --- restore ---
+
+    def ask(self, job: str, request: int, asker: int) -> None:
+        """Somebody wants to know what to restore: hear all live nodes, then decide."""
+        if any(q.job == job and q.asker == asker and q.request == request for q in self.queries):
+            return
+        if len(self.queries) >= limits.JOB_COUNT_MAX:
+            return  # the asker repeats its question
+        self.queries.append(Query(job, request, asker, self.ctx.now_ns, self.ctx.seconds(limits.HEAR_ALL_S)))
+        self.ctx.tell_all(messages.ReportWanted(request))
+
+    def ready(self, query: Query) -> bool:
+        """Whether every node that may be alive was heard since the question came."""
+        if self.ctx.now_ns >= query.deadline_ns:
+            return True
+        return self.peers.settled and all(
+            peer.heartbeat_ns >= query.started_ns for peer in self.peers.table.values() if self.peers.alive(peer.node)
+        )
+
+    def decide(self, query: Query, job: Job | None, own: JobReport | None) -> messages.RestoreDecided | None:
+        """The answer to a question; None while a layout that it needs is still being fetched."""
+        reports = self.peers.reports(query.job)
+        if own is not None:
+            reports[self.ctx.node] = own
+        attempt = max((report.attempt for report in reports.values()), default=0) + 1
+        candidates = sorted({report.committed for report in reports.values() if report.committed}, reverse=True)
+        if not candidates or job is None:
+            return messages.RestoreDecided(query.job, query.request, attempt, None, None)
+        problems = []
+        for snapshot in candidates:
+            layout = self._layout_of(snapshot, job, reports)
+            if layout is None:
+                if self.ctx.now_ns < query.deadline_ns:
+                    return None
+                problems.append(f"{snapshot}: no live node knows its layout")
+                continue
+            geometry = job.geometry(job.learn_layout(layout))
+            problem = self._problem(snapshot, geometry, reports)
+            if not problem:
+                return messages.RestoreDecided(query.job, query.request, attempt, snapshot, layout)
+            problems.append(problem)
+        return messages.RestoreDecided(query.job, query.request, 0, None, None, problem="; ".join(problems)[:4000])
+
+    def _layout_of(self, snapshot: SnapshotId, job: Job, reports: dict[int, JobReport]) -> Layout | None:
+        for node, report in reports.items():
+            if report.committed != snapshot or report.committed_layout_id is None:
+                continue
+            if report.committed_layout_id in job.layouts:
+                return job.layouts[report.committed_layout_id]
+            self.ctx.tell(node, messages.WantLayout(job.name, report.committed_layout_id))
+        return None
+
+    def _problem(self, snapshot: SnapshotId, geometry: Geometry, reports: dict[int, JobReport]) -> str:
+        """Why a snapshot can't be recovered from what live nodes hold; empty if it can."""
+        for group, lost in lost_by_group(snapshot, geometry, reports).items():
+            if len(lost) > geometry.parity_count:
+                names = ", ".join(self.ctx.name_of(node) for node in lost)
+                return (
+                    f"{snapshot} is not recoverable: of a group of {len(group)} nodes {len(lost)} are lost ({names}), parity "
+                    f"{geometry.parity_count} covers {geometry.parity_count}; needed: the memory of at least "
+                    f"{len(lost) - geometry.parity_count} of them, or parity {len(lost)}"
+                )
+        return ""
+
+
+def lost_by_group(
+    snapshot: SnapshotId, geometry: Geometry, reports: dict[int, JobReport]
+) -> dict[tuple[int, ...], list[int]]:
+    """For each group that takes part: its nodes that should hold something of the snapshot and don't (or are not heard)."""
+    lost: dict[tuple[int, ...], list[int]] = {}
+    for group in geometry.placement.groups:
+        if not set(group) & geometry.participants:
+            continue
+        lost[group] = [
+            node
+            for node in group
+            if (node not in reports or snapshot not in reports[node].held)
+            and geometry.data_bytes(node) + geometry.parity_bytes(node) > 0
+        ]
+    return lost

@@ -1,0 +1,72 @@
+"""What every part of the core shares: who this node is, what time it is, and the list of actions being built.
+
+Covers no decision. One `Context` per node; parts append actions to it and read the clock from it.
+"""
+
+from dataclasses import dataclass, field
+
+from holdfast.daemon.core.actions import Action, Log, ReplyClient, SendPeer
+from holdfast.protocol.config import ClusterConfig
+from holdfast.protocol.messages import DaemonMessage, PeerMessage
+from holdfast.protocol.placement import Placement
+
+
+@dataclass(slots=True)
+class Context:
+    """Identity, clock and outbox of one node."""
+
+    config: ClusterConfig
+    config_digest: str
+    placement: Placement
+    node: int
+    incarnation: int
+    worker_session: int
+    budget_bytes: int
+    engine: str = ""
+    bulk_port: int = 0
+    now_ns: int = 0
+    free_bytes: int = 0
+    dialled: set[int] = field(default_factory=set)
+    down: set[int] = field(default_factory=set)  # heard once and silent now
+    actions: list[Action] = field(default_factory=list)
+
+    def emit(self, action: Action) -> None:
+        """Append one action."""
+        self.actions.append(action)
+
+    def log(self, text: str, level: str = "info") -> None:
+        """Append a line for the operator."""
+        assert level in {"info", "warning", "error"}
+        self.actions.append(Log(level, text))  # type: ignore[arg-type]  # the assertion above narrows what mypy can't
+
+    def reply(self, client: int, message: DaemonMessage) -> None:
+        """Append an answer to a client."""
+        self.actions.append(ReplyClient(client, message))
+
+    def tell(self, node: int, message: PeerMessage) -> None:
+        """Append a message to a node that is dialled; a message to anyone else is dropped."""
+        if node in self.dialled and node != self.node:
+            self.actions.append(SendPeer(node, message))
+
+    def tell_all(self, message: PeerMessage) -> None:
+        """Append a message to every dialled node: the group, the collector, and for a collector every node it hears."""
+        for node in sorted(self.dialled):
+            self.tell(node, message)
+
+    def tell_group(self, message: PeerMessage) -> None:
+        """Append a message to the other members of this node's group."""
+        for node in self.group:
+            self.tell(node, message)
+
+    @property
+    def group(self) -> tuple[int, ...]:
+        """The nodes of this node's group."""
+        return self.placement.groups[self.placement.group_of(self.node)]
+
+    def name_of(self, node: int) -> str:
+        """A node's name, for people."""
+        return self.config.nodes[node].name
+
+    def seconds(self, seconds: float) -> int:
+        """The clock `seconds` from now, in nanoseconds."""
+        return self.now_ns + int(seconds * 1e9)

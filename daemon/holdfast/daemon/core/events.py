@@ -1,0 +1,146 @@
+"""What can happen to a daemon. Facts in the past; the shell makes them, `Node.handle` takes them.
+
+Time comes beside every event as `now_ns`, the shell's monotonic clock. Each action that can end in several ways has one event
+per ending.
+"""
+
+from dataclasses import dataclass
+
+from holdfast.daemon.core.memory import Memory
+from holdfast.protocol.messages import ChunkHeader, ClientMessage, PeerMessage
+
+
+@dataclass(frozen=True, slots=True)
+class TimePassed:
+    """The clock moved. `free_bytes` is what the machine could still give (MemAvailable)."""
+
+    free_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class PeerSaid:
+    """A checked frame from another daemon: right cluster, right epoch, the key of the node it claims to be."""
+
+    node: int
+    incarnation: int
+    message: PeerMessage
+
+
+@dataclass(frozen=True, slots=True)
+class PeerRefused:
+    """Something that claims to be a peer was refused, or a peer refused us."""
+
+    node: int | None
+    code: str
+    text: str
+    by_us: bool
+    incarnation: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ClientArrived:
+    """A trainer or command of this host opened the Unix socket; `client` numbers the connection."""
+
+    client: int
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClientGone:
+    """The connection ended: the process closed it or died; all its threads are gone."""
+
+    client: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClientSaid:
+    """A message of an arrived client."""
+
+    client: int
+    message: ClientMessage
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryReady:
+    """Memory was made, populated and sealed."""
+
+    memory: Memory
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryFailed:
+    """The kernel gave no memory."""
+
+    memory: Memory
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ChunksDigested:
+    """Digests of consecutive data chunks of the own image."""
+
+    memory: Memory
+    first_chunk: int
+    digests: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkArrived:
+    """A chunk came on the bulk plane and its bytes were digested; the shell keeps the frame until told to drop it."""
+
+    header: ChunkHeader
+    digest: int
+
+
+@dataclass(frozen=True, slots=True)
+class ParityEncoded:
+    """A parity chunk was computed from all contributions of its stripe."""
+
+    memory: Memory
+    stripe: int
+    digest: int
+
+
+@dataclass(frozen=True, slots=True)
+class StripeRebuilt:
+    """A lost chunk was computed into memory. `bad_positions`: rebuilt data chunks that fail their digest."""
+
+    memory: Memory
+    stripe: int
+    digest: int
+    bad_positions: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ChunksVerified:
+    """Resting data chunks were read again and compared with their digests; `bad` lists those that differ."""
+
+    memory: Memory
+    ticket: int
+    bad: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkNotServed:
+    """A chunk that a peer wants failed its digest here and was not sent."""
+
+    node: int
+    header: ChunkHeader
+
+
+Event = (
+    TimePassed
+    | PeerSaid
+    | PeerRefused
+    | ClientArrived
+    | ClientGone
+    | ClientSaid
+    | MemoryReady
+    | MemoryFailed
+    | ChunksDigested
+    | ChunkArrived
+    | ParityEncoded
+    | StripeRebuilt
+    | ChunksVerified
+    | ChunkNotServed
+)

@@ -1,0 +1,488 @@
+"""One job on one node: its attempt, layout, ranks, memory, and which snapshots are open, committed or given up.
+
+Covers everything but the bytes' journey (`protect`, `rebuild`) and the cluster-wide decisions (`collector`). One instance per
+job name; state changes of slots go through `Slot.move`.
+"""
+
+from dataclasses import dataclass, field
+
+from holdfast.daemon.core.actions import Allocate, Free, GiveMemory, StoreDigests
+from holdfast.daemon.core.arena import Arena
+from holdfast.daemon.core.context import Context
+from holdfast.daemon.core.memory import Memory
+from holdfast.daemon.core.slot import COMPLETE, IN_FLIGHT, Phase, Slot
+from holdfast.daemon.core.transfer import Transfer
+from holdfast.protocol import limits, messages
+from holdfast.protocol.exit_codes import ExitCode
+from holdfast.protocol.ids import SnapshotId
+from holdfast.protocol.layout import Geometry, Layout
+
+
+@dataclass(slots=True)
+class Job:
+    """What one node believes and holds of one job."""
+
+    ctx: Context
+    arena: Arena
+    name: str
+    slots: list[Slot]
+    attempt: int = 0
+    layouts: dict[int, Layout] = field(default_factory=dict)
+    current: int | None = None  # layout_id of the newest plan
+    planned: bool = False  # a plan of this attempt is known
+    committed: SnapshotId | None = None
+    committed_layout_id: int | None = None
+    given_up: list[SnapshotId] = field(default_factory=list)
+    given_up_reason: str = ""
+    roles: dict[int, int] = field(default_factory=dict)  # role -> client, planned in this attempt
+    writers: dict[int, int] = field(default_factory=dict)  # client -> attempt in which it planned: may write into slots
+    planning: dict[int, messages.Plan] = field(default_factory=dict)  # client -> plan that waits for memory
+    begins: dict[int, messages.Begin] = field(default_factory=dict)  # role -> begin that waits for a slot
+    wanted_open: set[SnapshotId] = field(default_factory=set)  # peers have sealed these; a slot is owed
+    left_roles: set[int] = field(default_factory=set)
+    closed: bool = False
+    touched_ns: int = 0
+    protect_s: float = 0.0
+    digest_failures: int = 0
+    _geometries: dict[int, Geometry] = field(default_factory=dict)
+
+    # --- layouts ---
+
+    def geometry(self, layout_id: int) -> Geometry:
+        """Sizes and stripes of a known layout."""
+        if layout_id not in self._geometries:
+            self._geometries[layout_id] = Geometry(
+                layout=self.layouts[layout_id],
+                placement=self.ctx.placement,
+                parity_count=self.ctx.config.parity,
+                chunk_bytes=self.ctx.config.chunk_bytes,
+            )
+        return self._geometries[layout_id]
+
+    @property
+    def layout(self) -> Layout | None:
+        """The newest plan's layout."""
+        return None if self.current is None else self.layouts[self.current]
+
+    def learn_layout(self, layout: Layout) -> int:
+        """Remember a layout; those neither current nor held are forgotten beyond LAYOUTS_KEPT."""
+        self.layouts.setdefault(layout.layout_id, layout)
+        needed = {self.current, self.committed_layout_id, layout.layout_id}
+        needed |= {slot.geometry.layout.layout_id for slot in self.slots if slot.geometry is not None}
+        for layout_id in [known for known in self.layouts if known not in needed]:
+            if len(self.layouts) > limits.LAYOUTS_KEPT:
+                del self.layouts[layout_id]
+                self._geometries.pop(layout_id, None)
+        return layout.layout_id
+
+    def adopt_plan(self, attempt: int, layout: Layout) -> bool:
+        """Take a plan if it is newer than the one known. Returns whether it was."""
+        known = self.layout
+        if attempt < self.attempt or (
+            attempt == self.attempt and known and known.version >= layout.version and self.planned
+        ):
+            return False
+        if attempt > self.attempt:
+            self.begin_attempt(attempt, self.committed)
+        self.layouts[layout.layout_id] = layout  # the newest cadence and version win over an equal layout of before
+        self._geometries.pop(layout.layout_id, None)
+        self.current = self.learn_layout(layout)
+        self.planned = True
+        for slot in self.slots:
+            if slot.phase in IN_FLIGHT and slot.geometry and slot.geometry.layout.layout_id != self.current:
+                self.give_up(slot, "the job's layout changed")
+        self.ensure_memory()
+        return True
+
+    # --- attempts ---
+
+    def begin_attempt(self, attempt: int, chosen: SnapshotId | None) -> None:
+        """A job's next life: only the chosen snapshot of earlier attempts counts from now on."""
+        if attempt <= self.attempt:
+            return
+        self.attempt = attempt
+        self.planned = False
+        self.roles.clear()
+        self.left_roles.clear()
+        self.begins.clear()
+        self.wanted_open.clear()
+        self.given_up.clear()
+        self.closed = False
+        self.touched_ns = self.ctx.now_ns
+        for slot in self.slots:
+            if slot.snapshot is None or slot.phase is Phase.REBUILDING:
+                continue
+            if slot.snapshot == chosen and slot.phase in COMPLETE:
+                if slot.phase is Phase.PROTECTED:
+                    slot.move(Phase.COMMITTED)
+            else:
+                self.release(slot)
+        self._set_committed(chosen)
+        self.ctx.log(f"job {self.name}: attempt {attempt} begins from {chosen or 'nothing'}")
+
+    def _set_committed(self, snapshot: SnapshotId | None) -> None:
+        if snapshot == self.committed:
+            return
+        self.committed = snapshot
+        held = self.slot_of(snapshot) if snapshot else None
+        if held is not None and held.geometry is not None:
+            self.committed_layout_id = held.geometry.layout.layout_id
+        elif snapshot is not None and snapshot.attempt == self.attempt:
+            self.committed_layout_id = self.current
+        elif snapshot is None:
+            self.committed_layout_id = None
+
+    # --- memory ---
+
+    def ensure_memory(self) -> None:
+        """Give every slot that holds nothing memory for the newest layout, or refuse the plans that wait for it."""
+        if self.current is None:
+            return
+        geometry = self.geometry(self.current)
+        for slot in self.slots:
+            if slot.phase not in {Phase.ABSENT, Phase.EMPTY}:
+                continue
+            if slot.geometry and slot.phase is Phase.EMPTY and slot.geometry.layout.layout_id == self.current:
+                slot.geometry = geometry
+                continue
+            if refusal := self.allocate(slot, geometry):
+                self._refuse_plans(refusal)
+                return
+        self._accept_plans()
+
+    def allocate(self, slot: Slot, geometry: Geometry) -> str | None:
+        """Book and order memory for a slot that holds nothing; returns the refusal, if any."""
+        if slot.phase is Phase.EMPTY:
+            self.free(slot)
+        slot.geometry = geometry
+        if slot.sizes.total_bytes == 0:
+            slot.geometry = None
+            return None  # this node holds nothing of the job
+        if refusal := self.arena.refusal(slot.sizes.total_bytes, free_bytes=self.ctx.free_bytes):
+            slot.geometry = None
+            return refusal
+        slot.generation += 1
+        slot.move(Phase.ALLOCATING)
+        self.arena.reserve(slot.memory(self.name), slot.sizes.total_bytes)
+        self.ctx.emit(Allocate(slot.memory(self.name), slot.sizes))
+        return None
+
+    def free(self, slot: Slot) -> None:
+        """Give an EMPTY slot's memory back."""
+        slot.move(Phase.ABSENT)
+        slot.geometry = None
+        self.arena.release(slot.memory(self.name))
+        self.ctx.emit(Free(slot.memory(self.name)))
+
+    def memory_ready(self, memory: Memory) -> None:
+        """A slot's memory exists now."""
+        slot = self.find(memory)
+        if slot is None or slot.phase is not Phase.ALLOCATING:
+            return
+        slot.move(Phase.EMPTY)
+        for client in self.writers:
+            self.ctx.emit(GiveMemory(client, memory, slot.sizes.data_bytes))
+        self.ensure_memory()
+        self.grant_waiting()
+
+    def memory_failed(self, memory: Memory, reason: str) -> None:
+        """The kernel refused."""
+        slot = self.find(memory)
+        if slot is None or slot.phase is not Phase.ALLOCATING:
+            return
+        self.arena.release(memory)
+        slot.move(Phase.ABSENT)
+        slot.geometry = None
+        self._refuse_plans(f"the kernel gave no memory: {reason}")
+
+    def find(self, memory: Memory) -> Slot | None:
+        """The slot to which a piece of memory belongs; None if it was replaced meanwhile."""
+        slot = self.slots[memory.slot] if memory.slot < len(self.slots) else None
+        return slot if slot is not None and slot.generation == memory.generation else None
+
+    def _refuse_plans(self, text: str) -> None:
+        for client in list(self.planning):
+            del self.planning[client]
+            self.writers.pop(client, None)
+            self.ctx.reply(
+                client,
+                messages.Denied("Plan", self.name, ExitCode.OVER_BUDGET, f"memory budget: {text}"),
+            )
+
+    def _accept_plans(self) -> None:
+        if any(slot.phase is Phase.ALLOCATING for slot in self.slots):
+            return
+        for client, plan in list(self.planning.items()):
+            del self.planning[client]
+            layout = self.layout
+            assert layout is not None
+            self.roles[plan.role] = client
+            self.left_roles.discard(plan.role)
+            self.ctx.reply(
+                client,
+                messages.PlanAccepted(
+                    job=self.name,
+                    attempt=plan.attempt,
+                    role=plan.role,
+                    offset_bytes=layout.offset_of(plan.role),
+                    shard_bytes=layout.shards[plan.role].shard_bytes,
+                ),
+            )
+            self.tell_progress(client)
+        self.grant_waiting()
+
+    # --- ranks ---
+
+    def plan(self, client: int, plan: messages.Plan) -> None:
+        """A rank takes its place."""
+        problem = self._plan_problem(client, plan)
+        if problem:
+            code = ExitCode.USAGE
+            self.ctx.reply(
+                client,
+                messages.Denied("Plan", self.name, code, problem, retry="still alive" in problem),
+            )
+            return
+        fresh = client not in self.writers
+        self.writers[client] = plan.attempt
+        self.planning[client] = plan
+        self.closed = False
+        self.touched_ns = self.ctx.now_ns
+        if fresh:
+            self.give_memory(client)
+        if self.adopt_plan(plan.attempt, plan.layout):
+            self.ctx.tell_all(messages.LayoutAnnounced(self.name, plan.attempt, plan.layout, current=True))
+        else:
+            self.ensure_memory()
+
+    def _plan_problem(self, client: int, plan: messages.Plan) -> str:
+        layout = plan.layout
+        if plan.attempt < self.attempt:
+            return f"attempt {plan.attempt} is over; attempt {self.attempt} has begun. Restart this rank"
+        if plan.role >= len(layout.shards):
+            return f"role {plan.role} is outside the layout of {len(layout.shards)} ranks"
+        node = layout.shards[plan.role].node
+        if node != self.ctx.node:
+            return f"the layout puts role {plan.role} on node {node}, this daemon is node {self.ctx.node}"
+        if any(place.node >= len(self.ctx.config.nodes) for place in layout.shards):
+            return f"the layout names a node beyond the {len(self.ctx.config.nodes)} of this cluster"
+        holder = self.roles.get(plan.role)
+        if holder is not None and holder != client and plan.attempt == self.attempt:
+            return f"role {plan.role} of this attempt is held by another process that is still alive"
+        return ""
+
+    def give_memory(self, client: int) -> None:
+        """Hand a client all of the job's memory on this node."""
+        for slot in self.slots:
+            if slot.phase not in {Phase.ABSENT, Phase.ALLOCATING}:
+                self.ctx.emit(GiveMemory(client, slot.memory(self.name), slot.sizes.data_bytes))
+
+    def client_gone(self, client: int) -> None:
+        """A client's process closed its connection or died."""
+        self.planning.pop(client, None)
+        self.writers.pop(client, None)
+        self.touched_ns = self.ctx.now_ns
+        for role in [role for role, holder in self.roles.items() if holder == client]:
+            del self.roles[role]
+            self.begins.pop(role, None)
+            for slot in self.slots:
+                if slot.phase is Phase.STAGING and role not in slot.sealed_roles and role in self.local_roles(slot):
+                    self.give_up(slot, f"rank {role} ended while it staged")
+        self.grant_waiting()
+
+    def leave(self, role: int) -> None:
+        """A rank said goodbye; with the last one of this node the job is closed here."""
+        self.left_roles.add(role)
+        layout = self.layout
+        if layout is not None and self.left_roles >= set(layout.roles_on(self.ctx.node)):
+            self.closed = True
+            self.touched_ns = self.ctx.now_ns
+
+    def local_roles(self, slot: Slot) -> tuple[int, ...]:
+        """The roles whose shards make up this node's image in a slot."""
+        assert slot.geometry is not None
+        return slot.geometry.layout.roles_on(self.ctx.node)
+
+    # --- snapshots ---
+
+    def slot_of(self, snapshot: SnapshotId) -> Slot | None:
+        """The slot that holds a snapshot, in whatever phase."""
+        return next((slot for slot in self.slots if slot.snapshot == snapshot), None)
+
+    def begin(self, client: int, begin: messages.Begin) -> None:
+        """A rank wants a slot for its next step; it is granted now or as soon as one is free."""
+        if begin.snapshot.attempt != self.attempt or self.roles.get(begin.role) != client:
+            text = f"no plan of attempt {begin.snapshot.attempt} for role {begin.role} is in force here"
+            self.ctx.reply(client, messages.Denied("Begin", self.name, ExitCode.USAGE, text, snapshot=begin.snapshot))
+            return
+        if begin.snapshot in self.given_up or (self.committed and begin.snapshot <= self.committed):
+            text = f"{begin.snapshot} is no longer open: {self.given_up_reason}"
+            self.ctx.reply(client, messages.Denied("Begin", self.name, ExitCode.DONE, text, snapshot=begin.snapshot))
+            return
+        if away := self._away():
+            text = f"nothing can commit while {away} of this group are down"
+            self.ctx.reply(client, messages.Denied("Begin", self.name, ExitCode.DONE, text, snapshot=begin.snapshot))
+            self.give_up_snapshot(begin.snapshot, text)
+            return
+        self.begins[begin.role] = begin
+        self.grant_waiting()
+
+    def _away(self) -> str:
+        """The names of members of this group that are known to be down; staging now would only wait for its deadline."""
+        return ", ".join(self.ctx.name_of(node) for node in self.ctx.group if node in self.ctx.down)
+
+    def want_open(self, snapshot: SnapshotId) -> None:
+        """A peer has sealed this snapshot: open a slot for its contributions as soon as one is free."""
+        if snapshot.attempt != self.attempt or snapshot in self.given_up or self.slot_of(snapshot):
+            return
+        if self.committed is None or snapshot > self.committed:
+            self.wanted_open.add(snapshot)
+            self.grant_waiting()
+
+    def grant_waiting(self) -> None:
+        """Open slots for what waits, oldest snapshot first, and grant them to the ranks that asked."""
+        for snapshot in sorted(self.wanted_open | {begin.snapshot for begin in self.begins.values()}):
+            slot = self.slot_of(snapshot) or self._open(snapshot)
+            if slot is None:
+                continue
+            self.wanted_open.discard(snapshot)
+            for role, begin in list(self.begins.items()):
+                if begin.snapshot == snapshot and slot.phase is Phase.STAGING:
+                    del self.begins[role]
+                    self.ctx.reply(
+                        self.roles[role],
+                        messages.Granted(self.name, snapshot, slot.index, slot.generation),
+                    )
+
+    def _open(self, snapshot: SnapshotId) -> Slot | None:
+        geometry = None if self.current is None else self.geometry(self.current)
+        if geometry is None or not self.planned:
+            return None
+        local = geometry.layout.roles_on(self.ctx.node)
+        # A process of an earlier attempt, or one that has not come back since this worker started, may still be writing
+        # into memory that it mapped; its slot must not be given to a new snapshot under its hands.
+        if set(local) - set(self.roles) or any(attempt < self.attempt for attempt in self.writers.values()):
+            return None
+        slot = next(
+            (
+                s
+                for s in self.slots
+                if s.phase is Phase.EMPTY and s.geometry and s.geometry.layout.layout_id == self.current
+            ),
+            None,
+        )
+        if slot is None:
+            return None
+        slot.claim(Phase.STAGING, snapshot)
+        slot.transfer = Transfer(geometry, self.ctx.node)
+        slot.deadline_ns = self.ctx.seconds(limits.PROTECT_DEADLINE_S)
+        self.ctx.tell_group(messages.SnapshotOpened(self.name, snapshot))
+        return slot
+
+    def commit(self, snapshot: SnapshotId) -> None:
+        """All facts were seen by somebody: keep this snapshot, free what is older."""
+        if self.committed is not None and snapshot <= self.committed:
+            return
+        slot = self.slot_of(snapshot)
+        if slot is not None and slot.phase is Phase.PROTECTED:
+            slot.move(Phase.COMMITTED)
+            self.protect_s = (self.ctx.now_ns - slot.sealed_ns) / 1e9
+        self._set_committed(snapshot)
+        for other in self.slots:
+            if other.snapshot is not None and other.snapshot < snapshot:
+                self.release(other)
+        self.begins = {role: begin for role, begin in self.begins.items() if begin.snapshot > snapshot}
+        self.wanted_open = {wanted for wanted in self.wanted_open if wanted > snapshot}
+        self.tell_progress()
+        self.ensure_memory()
+        self.grant_waiting()
+
+    def release(self, slot: Slot) -> None:
+        """Forget what a slot holds; contributions that its peers still send will be answered as stray."""
+        slot.clear()
+
+    def give_up(self, slot: Slot, reason: str) -> None:
+        """This node will never state its fact for the snapshot in `slot`."""
+        assert slot.snapshot is not None
+        assert slot.phase in IN_FLIGHT, "a stated fact is never taken back"
+        self.give_up_snapshot(slot.snapshot, reason)
+
+    def give_up_snapshot(self, snapshot: SnapshotId, reason: str) -> None:
+        """State the counter-fact, and forget the snapshot here. Ignored for one whose fact is stated."""
+        slot = self.slot_of(snapshot)
+        if snapshot.attempt != self.attempt or snapshot in self.given_up:
+            return
+        if slot is not None and slot.phase in COMPLETE:
+            return
+        self.ctx.tell_all(messages.NodeGaveUp(self.name, snapshot, self.ctx.node, reason[: limits.TEXT_CHARS_MAX]))
+        self.ctx.log(f"job {self.name}: {snapshot} given up: {reason}", "warning")
+        self._forget_snapshot(snapshot, reason)
+
+    def peer_gave_up(self, snapshot: SnapshotId, reason: str) -> None:
+        """A participant will never state its fact: the snapshot can't commit, so even a stated fact may be let go."""
+        if snapshot.attempt != self.attempt or snapshot in self.given_up:
+            return
+        if self.committed is not None and snapshot <= self.committed:
+            return
+        self._forget_snapshot(snapshot, reason)
+
+    def _forget_snapshot(self, snapshot: SnapshotId, reason: str) -> None:
+        self.given_up = [*self.given_up, snapshot][-limits.GIVEN_UP_KEPT :]
+        self.given_up_reason = reason
+        slot = self.slot_of(snapshot)
+        if slot is not None and slot.phase is not Phase.REBUILDING:
+            self.release(slot)
+        for role, begin in list(self.begins.items()):
+            if begin.snapshot == snapshot:
+                del self.begins[role]
+                text = f"{snapshot} is given up: {reason}"
+                self.ctx.reply(
+                    self.roles[role], messages.Denied("Begin", self.name, ExitCode.DONE, text, snapshot=begin.snapshot)
+                )
+        self.wanted_open.discard(snapshot)
+        self.tell_progress()
+        self.ensure_memory()
+        self.grant_waiting()
+
+    def set_digests(self, slot: Slot, first: int, digests: tuple[int, ...]) -> None:
+        """Record digests of a slot, in the core and in held memory."""
+        slot.digests[first : first + len(digests)] = digests
+        self.ctx.emit(StoreDigests(slot.memory(self.name), first, digests))
+
+    def newest(self, phases: frozenset[Phase]) -> SnapshotId | None:
+        """The newest snapshot in one of these phases."""
+        return max(
+            (s.snapshot for s in self.slots if s.snapshot is not None and s.phase in phases),
+            default=None,
+        )
+
+    def tell_progress(self, client: int | None = None) -> None:
+        """Tell one client, or all ranks of the job here, where its snapshots stand."""
+        progress = messages.Progress(
+            job=self.name,
+            sealed=self.newest(frozenset({Phase.SEALED}) | COMPLETE),
+            protected=self.newest(COMPLETE),
+            committed=self.committed,
+            given_up=max(self.given_up, default=None),
+            reason=self.given_up_reason,
+        )
+        for target in [client] if client is not None else self.writers:
+            self.ctx.reply(target, progress)
+
+    @property
+    def lost_bytes(self) -> int:
+        """Bytes of the committed snapshot that this node should hold and does not."""
+        if self.committed is None or self.committed_layout_id not in self.layouts:
+            return 0
+        slot = self.slot_of(self.committed)
+        if slot is not None and slot.phase in COMPLETE:
+            return 0
+        geometry = self.geometry(self.committed_layout_id)
+        return geometry.data_bytes(self.ctx.node) + geometry.parity_bytes(self.ctx.node)
+
+    def check(self) -> None:
+        """Assert the invariants of the slots, and that no two hold the same snapshot."""
+        held = [slot.snapshot for slot in self.slots if slot.snapshot is not None]
+        assert len(held) == len(set(held)), held
+        for slot in self.slots:
+            slot.check()

@@ -1,0 +1,60 @@
+"""What a restarted worker must know of the memory that its keeper still holds.
+
+Covers the record and its bytes. The shell keeps two checksummed copies in held memory and writes them in turn, so that a
+worker that dies while writing leaves the other copy whole.
+"""
+
+from typing import Literal
+
+import msgspec
+from holdfast.protocol.ids import SnapshotId
+from holdfast.protocol.layout import Layout
+
+Phase = Literal["absent", "allocating", "empty", "staging", "sealed", "protected", "committed", "rebuilding"]
+
+
+class SlotRecord(msgspec.Struct, frozen=True):
+    """One slot of one job."""
+
+    generation: int
+    phase: Phase
+    snapshot: SnapshotId | None
+    layout_id: int | None  # the layout for which its memory is sized
+
+
+class JobRecord(msgspec.Struct, frozen=True):
+    """One job on this node."""
+
+    name: str
+    attempt: int
+    current_layout_id: int | None
+    layouts: tuple[Layout, ...]
+    committed: SnapshotId | None
+    committed_layout_id: int | None
+    given_up: tuple[SnapshotId, ...]
+    slots: tuple[SlotRecord, ...]
+    closed: bool
+
+
+class LedgerRecord(msgspec.Struct, frozen=True):
+    """Everything, with enough identity that memory of another node or cluster is never taken for ours."""
+
+    cluster: str
+    epoch: int
+    node: int
+    incarnation: int
+    worker_session: int
+    jobs: tuple[JobRecord, ...] = ()
+
+
+_decoder = msgspec.msgpack.Decoder(LedgerRecord)
+
+
+def encode_ledger(record: LedgerRecord) -> bytes:
+    """The bytes of a record."""
+    return msgspec.msgpack.encode(record)
+
+
+def decode_ledger(payload: bytes) -> LedgerRecord:
+    """The record of bytes; raises msgspec.DecodeError (of which ValidationError is one) for anything else."""
+    return _decoder.decode(payload)

@@ -1,0 +1,132 @@
+"""Who is alive, under which incarnation, and who collects.
+
+Covers what this node believes of the others from what it heard. A peer's death is a fact here, never an exception. The collector
+is the lowest live node this node knows; two collectors at once do no harm, because facts never become untrue.
+"""
+
+from dataclasses import dataclass, field
+
+from holdfast.daemon.core.actions import DialPeer
+from holdfast.daemon.core.context import Context
+from holdfast.protocol import limits
+from holdfast.protocol.messages import Heartbeat, JobReport
+
+
+@dataclass(slots=True)
+class Peer:
+    """What is known of one other node."""
+
+    node: int
+    incarnation: int = 0
+    worker_session: int = 0
+    heard_ns: int | None = None  # None: never, or not since it was declared down
+    heartbeat: Heartbeat | None = None
+    heartbeat_ns: int = 0
+    refused: str = ""  # why it, or we, refused the other; empty if not
+    restarts: int = 0
+
+    def report(self, job: str) -> JobReport | None:
+        """What it last said of a job; what it said counts also while it is down, as history, so ask `alive` first."""
+        if self.heartbeat is None:
+            return None
+        return next((report for report in self.heartbeat.jobs if report.job == job), None)
+
+
+@dataclass(slots=True)
+class Peers:
+    """All other nodes as seen from here."""
+
+    ctx: Context
+    started_ns: int
+    table: dict[int, Peer] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.table = {node: Peer(node) for node in range(len(self.ctx.config.nodes)) if node != self.ctx.node}
+
+    def start(self) -> None:
+        """Dial the group; the collector's candidates follow as time shows who is silent."""
+        for node in self.ctx.group:
+            self._dial(node)
+        self._dial_candidates()
+
+    def _dial(self, node: int) -> None:
+        if node != self.ctx.node and node not in self.ctx.dialled:
+            self.ctx.dialled.add(node)
+            self.ctx.emit(DialPeer(node))
+
+    def _dial_candidates(self) -> None:
+        # Dial 0, 1, 2, ... up to the first that is alive or might still answer: a node talks to its group and its collector only.
+        joining = self.ctx.now_ns < self.started_ns + int(limits.JOIN_S * 1e9)
+        for node in range(self.ctx.node):
+            self._dial(node)
+            if joining or self.alive(node):
+                return
+
+    def alive(self, node: int) -> bool:
+        """Whether a node was heard within the deadline. This node is alive to itself."""
+        return node == self.ctx.node or self.table[node].heard_ns is not None
+
+    @property
+    def settled(self) -> bool:
+        """Whether silent nodes have had their time to speak since this worker started."""
+        return self.ctx.now_ns >= self.started_ns + int(limits.JOIN_S * 1e9) or all(
+            self.alive(node) for node in self.table
+        )
+
+    @property
+    def collector(self) -> int:
+        """The lowest live node."""
+        return next(node for node in range(self.ctx.node + 1) if self.alive(node))
+
+    def live(self) -> list[int]:
+        """All live nodes, this one included, in order."""
+        return [node for node in range(len(self.ctx.config.nodes)) if self.alive(node)]
+
+    def heard(self, node: int, incarnation: int, message: Heartbeat | None) -> tuple[bool, bool]:
+        """Something came from a node. Returns (accepted, its earlier in-flight work is gone).
+
+        A lower incarnation than the one known is an old holder of the slot coming back: refused.
+        """
+        peer = self.table[node]
+        if incarnation < peer.incarnation:
+            return False, False
+        was_alive = peer.heard_ns is not None
+        reborn = incarnation > peer.incarnation
+        lost_flight = reborn and peer.incarnation != 0
+        if reborn:
+            peer.incarnation, peer.heartbeat, peer.worker_session = incarnation, None, 0
+        if message is not None:
+            lost_flight = lost_flight or (0 < peer.worker_session < message.worker_session)
+            if peer.worker_session not in {0, message.worker_session}:
+                peer.restarts += 1
+            peer.worker_session, peer.heartbeat, peer.heartbeat_ns = (
+                message.worker_session,
+                message,
+                self.ctx.now_ns,
+            )
+            peer.refused = ""
+        peer.heard_ns = self.ctx.now_ns
+        self.ctx.down.discard(node)
+        self._dial(node)
+        if not was_alive:
+            self.ctx.log(f"node {self.ctx.name_of(node)} is up (incarnation {incarnation})")
+        return True, lost_flight
+
+    def silence(self) -> list[int]:
+        """Declare nodes down that were not heard within the deadline; returns those that went down just now."""
+        limit_ns = self.ctx.now_ns - int(limits.PEER_DEADLINE_S * 1e9)
+        down = [peer for peer in self.table.values() if peer.heard_ns is not None and peer.heard_ns < limit_ns]
+        for peer in down:
+            peer.heard_ns = None
+            self.ctx.down.add(peer.node)
+            self.ctx.log(
+                f"node {self.ctx.name_of(peer.node)} is down: nothing heard for {limits.PEER_DEADLINE_S} s",
+                "warning",
+            )
+        self._dial_candidates()
+        return [peer.node for peer in down]
+
+    def reports(self, job: str) -> dict[int, JobReport]:
+        """What every other live node last said of a job."""
+        found = {node: self.table[node].report(job) for node in self.table if self.alive(node)}
+        return {node: report for node, report in found.items() if report is not None}

@@ -1,0 +1,208 @@
+"""What a node says of itself in heartbeats, and the cluster's status made from everybody's heartbeats.
+
+Covers telling, not deciding. The status is a tree of plain values with the schema name "holdfast.status/1"; its verdict is
+the worst over all jobs and nodes.
+"""
+
+from typing import Any
+
+from holdfast.daemon.core.arena import Arena
+from holdfast.daemon.core.collector import lost_by_group
+from holdfast.daemon.core.context import Context
+from holdfast.daemon.core.job import Job
+from holdfast.daemon.core.peers import Peers
+from holdfast.daemon.core.rebuild import Rebuild
+from holdfast.daemon.core.slot import COMPLETE, Phase
+from holdfast.protocol.messages import Heartbeat, JobReport
+
+VERDICTS = ("HEALTHY", "DEGRADED", "UNPROTECTED", "LOST")  # from good to bad
+
+
+def job_report(job: Job, rebuild: Rebuild) -> JobReport:
+    """What this node knows and holds of one job."""
+    chunk_bytes = job.ctx.config.chunk_bytes
+    return JobReport(
+        job=job.name,
+        attempt=job.attempt,
+        layout_id=job.current if job.planned else None,
+        layout_version=job.layout.version if job.layout is not None and job.planned else 0,
+        committed=job.committed,
+        committed_layout_id=job.committed_layout_id,
+        held=tuple(sorted(s.snapshot for s in job.slots if s.snapshot is not None and s.phase in COMPLETE)),
+        open=tuple(sorted(s.snapshot for s in job.slots if s.snapshot is not None and s.transfer is not None)),
+        staged=job.newest(frozenset({Phase.SEALED}) | COMPLETE),
+        given_up=tuple(job.given_up),
+        lost_bytes=job.lost_bytes,
+        rebuilt_bytes=min(rebuild.done_chunks * chunk_bytes, job.lost_bytes) if rebuild.running else 0,
+        rebuild_state=rebuild.word,
+        roles=tuple(sorted(job.roles)),
+        closed=job.closed,
+        protect_s=job.protect_s,
+        digest_failures=job.digest_failures,
+    )
+
+
+def heartbeat(ctx: Context, arena: Arena, reports: list[JobReport]) -> Heartbeat:
+    """This node's heartbeat."""
+    return Heartbeat(
+        config_digest=ctx.config_digest,
+        bulk_port=ctx.bulk_port,
+        worker_session=ctx.worker_session,
+        arena_bytes=arena.reserved_bytes,
+        budget_bytes=arena.budget_bytes,
+        jobs=tuple(reports),
+        engine=ctx.engine,
+    )
+
+
+def status(ctx: Context, peers: Peers, own: Heartbeat, jobs: dict[str, Job]) -> dict[str, Any]:
+    """The cluster as this node sees it."""
+    names = sorted(
+        {report.job for report in own.jobs} | {r.job for p in peers.table.values() for r in _jobs(peers, p.node)}
+    )
+    job_rows = [_job_row(ctx, peers, own, jobs.get(name), name) for name in names]
+    node_rows = [_node_row(ctx, peers, own, node) for node in range(len(ctx.config.nodes))]
+    verdict, reason, more_losses = _verdict(ctx, job_rows, node_rows)
+    return {
+        "schema": "holdfast.status/1",
+        "cluster": ctx.config.cluster_name,
+        "epoch": ctx.config.epoch,
+        "parity": ctx.config.parity,
+        "groups": [[ctx.name_of(node) for node in group] for group in ctx.placement.groups],
+        "seen_by": ctx.name_of(ctx.node),
+        "collector": ctx.name_of(peers.collector),
+        "verdict": verdict,
+        "reason": reason,
+        "more_losses": more_losses,
+        "jobs": job_rows,
+        "nodes": node_rows,
+    }
+
+
+def _jobs(peers: Peers, node: int) -> tuple[JobReport, ...]:
+    beat = peers.table[node].heartbeat
+    return beat.jobs if beat is not None and peers.alive(node) else ()
+
+
+def _node_row(ctx: Context, peers: Peers, own: Heartbeat, node: int) -> dict[str, Any]:
+    config = ctx.config.nodes[node]
+    row: dict[str, Any] = {
+        "name": config.name,
+        "index": node,
+        "address": config.address,
+        "domain": config.domain,
+        "group": ctx.placement.group_of(node),
+    }
+    if node == ctx.node:
+        beat: Heartbeat | None = own
+        row |= {
+            "state": "up",
+            "reason": "",
+            "incarnation": ctx.incarnation,
+            "worker_session": ctx.worker_session,
+        }
+    else:
+        peer = peers.table[node]
+        beat = peer.heartbeat if peers.alive(node) else None
+        state = "up" if peers.alive(node) else ("refused" if peer.refused else "down")
+        reason = peer.refused or ("" if state == "up" else "nothing heard from it")
+        row |= {
+            "state": state,
+            "reason": reason,
+            "incarnation": peer.incarnation,
+            "worker_session": peer.worker_session,
+        }
+    row["arena_bytes"] = beat.arena_bytes if beat else 0
+    row["budget_bytes"] = beat.budget_bytes if beat else 0
+    row["engine"] = beat.engine if beat else ""
+    row["jobs"] = {
+        report.job: {
+            "committed_step": report.committed.step if report.committed else None,
+            "staged_step": report.staged.step if report.staged else None,
+            "whole": report.committed is not None and report.lost_bytes == 0,
+            "lost_bytes": report.lost_bytes,
+            "rebuilt_bytes": report.rebuilt_bytes,
+            "rebuild": report.rebuild_state,
+            "ranks": list(report.roles),
+            "digest_failures": report.digest_failures,
+        }
+        for report in (beat.jobs if beat else ())
+    }
+    return row
+
+
+def _job_row(ctx: Context, peers: Peers, own: Heartbeat, job: Job | None, name: str) -> dict[str, Any]:
+    reports = peers.reports(name)
+    mine = next((report for report in own.jobs if report.job == name), None)
+    if mine is not None:
+        reports[ctx.node] = mine
+    attempt = max(report.attempt for report in reports.values())
+    committed = max((report.committed for report in reports.values() if report.committed), default=None)
+    row: dict[str, Any] = {
+        "name": name,
+        "attempt": attempt,
+        "committed_step": committed.step if committed else None,
+        "committed_attempt": committed.attempt if committed else None,
+        "ranks": sum(len(report.roles) for report in reports.values()),
+        "closed": all(report.closed for report in reports.values() if report.roles or report.closed)
+        and any(report.closed for report in reports.values()),
+        "protect_s": max(report.protect_s for report in reports.values()),
+        "digest_failures": sum(report.digest_failures for report in reports.values()),
+        "lost_nodes": [],
+        "snapshot_bytes": None,
+        "more_losses": None,
+        "verdict": "UNPROTECTED",
+        "reason": "nothing is committed yet",
+    }
+    layout_id = job.committed_layout_id if job is not None and job.committed == committed else None
+    if committed is None or job is None or layout_id not in job.layouts:
+        if committed is not None:
+            row["reason"] = "this node does not know the snapshot's layout yet"
+        return row
+    assert layout_id is not None
+    geometry = job.geometry(layout_id)
+    lost = lost_by_group(committed, geometry, reports)
+    worst = max((len(nodes) for nodes in lost.values()), default=0)
+    row["lost_nodes"] = [ctx.name_of(node) for nodes in lost.values() for node in nodes]
+    row["snapshot_bytes"] = sum(place.shard_bytes for place in geometry.layout.shards)
+    row["more_losses"] = max(geometry.parity_count - worst, 0)
+    row["verdict"], row["reason"] = _job_verdict(geometry.parity_count, worst, row["lost_nodes"])
+    return row
+
+
+def _job_verdict(parity_count: int, worst: int, lost: list[str]) -> tuple[str, str]:
+    names = ", ".join(lost)
+    if worst > parity_count:
+        return "LOST", f"{names} lost, parity covers {parity_count} per group"
+    if parity_count == 0:
+        return "UNPROTECTED", "parity is 0: process crashes are survived, the loss of a node is not"
+    if worst == parity_count:
+        return (
+            "UNPROTECTED",
+            f"{names} lost: no further loss is survived in that group until it is rebuilt",
+        )
+    if worst:
+        return "DEGRADED", f"{names} lost: {parity_count - worst} more can be lost"
+    return "HEALTHY", ""
+
+
+def _verdict(
+    ctx: Context, job_rows: list[dict[str, Any]], node_rows: list[dict[str, Any]]
+) -> tuple[str, str, int | None]:
+    away = [row["name"] for row in node_rows if row["state"] != "up"]
+    active = [row for row in job_rows if row["committed_step"] is not None or row["ranks"]]
+    worst = max((VERDICTS.index(row["verdict"]) for row in active), default=0)
+    reasons = [f"job {row['name']}: {row['reason']}" for row in active if row["reason"]]
+    if away:
+        worst = max(worst, VERDICTS.index("DEGRADED"))
+        reasons.append(f"not up: {', '.join(away)}")
+    losses = [row["more_losses"] for row in active if row["more_losses"] is not None]
+    if losses:
+        more = min(losses)
+    else:
+        by_group = [
+            sum(row["group"] == g for row in node_rows if row["state"] != "up")
+            for g in range(len(ctx.placement.groups))
+        ]
+        more = max(ctx.config.parity - max(by_group), 0)
+    return VERDICTS[worst], "; ".join(reasons), more

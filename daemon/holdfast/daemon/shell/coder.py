@@ -1,0 +1,159 @@
+"""Work on bytes, off the loop's thread: digests, parity, rebuilding, verifying, and populating memory.
+
+Covers carrying out actions that touch many bytes; each ends in an event. One thread codes, another makes memory, so that a
+job that attaches never delays the protection of another. Work on memory that was freed meanwhile does nothing.
+"""
+
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import numpy as np
+from holdfast.coding import CodeParams, Engine, chunk_digest, decode_matrix, parity_matrix
+from holdfast.daemon.core import actions, events
+from holdfast.daemon.shell.arena import ArenaMemory
+from holdfast.daemon.shell.network import BulkPlane, Outgoing
+
+log = logging.getLogger(__name__)
+
+A = TypeVar("A")
+
+
+class Coder:
+    """Two threads and the engine."""
+
+    def __init__(
+        self,
+        *,
+        engine: Engine,
+        chunk_bytes: int,
+        params: Callable[[], CodeParams],
+        arena: ArenaMemory,
+        bulk: BulkPlane,
+        report: Callable[[events.Event], None],
+    ) -> None:
+        self._engine, self._chunk_bytes, self._params = engine, chunk_bytes, params
+        self._arena, self._bulk, self._report = arena, bulk, report
+        self._coding = ThreadPoolExecutor(max_workers=1, thread_name_prefix="coder")
+        self._making = ThreadPoolExecutor(max_workers=1, thread_name_prefix="memory")
+
+    def order(self, action: actions.Action) -> bool:
+        """Queue the work of an action; False if it is none of ours. The core's credits bound what is queued."""
+        match action:
+            case actions.Allocate():
+                self._run(self._making, self._allocate, action)
+            case actions.DigestChunks():
+                self._run(self._coding, self._digest, action)
+            case actions.EncodeParity():
+                self._run(self._coding, self._encode, action)
+            case actions.RebuildStripe():
+                self._run(self._coding, self._rebuild, action)
+            case actions.VerifyChunks():
+                self._run(self._coding, self._verify, action)
+            case actions.ServeChunk():
+                self._run(self._coding, self._serve, action)
+            case _:
+                return False
+        return True
+
+    def _run(self, pool: ThreadPoolExecutor, work: Callable[[A], None], action: A) -> None:
+        pool.submit(self._guarded, work, action)
+
+    def _guarded(self, work: Callable[[A], None], action: A) -> None:
+        try:
+            work(action)
+        except Exception:  # the one broad catch of this thread: a bug here must be seen, and must not pass for success
+            log.exception("bug: %s failed", action)
+            raise
+
+    def stop(self) -> None:
+        """Let the running work end and take no more."""
+        self._coding.shutdown(wait=True, cancel_futures=True)
+        self._making.shutdown(wait=True, cancel_futures=True)
+
+    def _allocate(self, action: actions.Allocate) -> None:
+        try:
+            self._arena.make(action.memory, action.sizes)
+        except OSError as error:
+            self._report(events.MemoryFailed(action.memory, str(error)))
+        else:
+            self._report(events.MemoryReady(action.memory))
+
+    def _chunk(self, data: memoryview, chunk: int) -> memoryview:
+        return data[chunk * self._chunk_bytes : (chunk + 1) * self._chunk_bytes]
+
+    def _digest(self, action: actions.DigestChunks) -> None:
+        slot = self._arena.get(action.memory)
+        if slot is None:
+            return
+        chunks = range(action.first_chunk, action.first_chunk + action.count)
+        digests = tuple(chunk_digest(self._chunk(slot.data, chunk)) for chunk in chunks)
+        self._report(events.ChunksDigested(action.memory, action.first_chunk, digests))
+
+    def _encode(self, action: actions.EncodeParity) -> None:
+        slot = self._arena.get(action.memory)
+        payloads = [self._bulk.payload(key) for _, key in action.sources]
+        sources = [payload for payload in payloads if payload is not None]
+        if slot is None or len(sources) < len(payloads):
+            return  # freed or dropped meanwhile; the snapshot is gone, or the sender sends again
+        parity = self._chunk(slot.parity, action.parity_index)
+        columns = [position for position, _ in action.sources]
+        row = parity_matrix(self._params())[action.row : action.row + 1, columns]
+        self._engine.matmul(row, sources, [parity])
+        self._bulk.drop(tuple(key for _, key in action.sources))
+        self._report(events.ParityEncoded(action.memory, action.stripe, chunk_digest(parity)))
+
+    def _rebuild(self, action: actions.RebuildStripe) -> None:
+        slot = self._arena.get(action.memory)
+        payloads = [self._bulk.payload(key) for _, key in action.sources]
+        sources = {p: payload for (p, _), payload in zip(action.sources, payloads, strict=True) if payload is not None}
+        if slot is None or len(sources) < len(payloads):
+            return
+        params = self._params()
+        found = dict(sources)
+        available = sorted([*sources, *action.zero_positions])
+        wanted = [position for position, _ in action.missing]
+        place = self._chunk(slot.data if action.kind == "data" else slot.parity, action.chunk)
+        if wanted:
+            rows = decode_matrix(params, available=available, wanted=wanted)
+            outputs = [
+                place if p == action.wanted_position else memoryview(bytearray(self._chunk_bytes)) for p in wanted
+            ]
+            columns = [i for i, position in enumerate(available) if position in found]
+            self._engine.matmul(
+                np.ascontiguousarray(rows[:, columns]),
+                [found[available[i]] for i in columns],
+                outputs,
+            )
+            found |= dict(zip(wanted, outputs, strict=True))
+        bad = tuple(position for position, digest in action.missing if chunk_digest(found[position]) != digest)
+        if action.kind == "parity" and not bad:
+            data = [position for position in sorted(found) if position < params.data_count]
+            row = parity_matrix(params)[action.wanted_position - params.data_count, data].reshape(1, -1)
+            self._engine.matmul(row, [found[position] for position in data], [place])
+        self._bulk.drop(tuple(key for _, key in action.sources))
+        self._report(events.StripeRebuilt(action.memory, action.stripe, chunk_digest(place), bad))
+
+    def _verify(self, action: actions.VerifyChunks) -> None:
+        slot = self._arena.get(action.memory)
+        if slot is None:
+            return
+        bad = tuple(
+            chunk
+            for chunk, digest in enumerate(action.digests, start=action.first_chunk)
+            if chunk_digest(self._chunk(slot.data, chunk)) != digest
+        )
+        self._report(events.ChunksVerified(action.memory, action.ticket, bad))
+
+    def _serve(self, action: actions.ServeChunk) -> None:
+        slot = self._arena.get(action.memory)
+        if slot is None:
+            self._report(events.ChunkNotServed(action.node, action.header))
+            return
+        source = slot.data if action.header.kind == "data" else slot.parity
+        chunk = source[action.offset_bytes : action.offset_bytes + self._chunk_bytes]
+        if chunk_digest(chunk) != action.digest:
+            self._report(events.ChunkNotServed(action.node, action.header))
+            return
+        self._bulk.send(Outgoing(action.node, action.header, chunk))

@@ -1,0 +1,459 @@
+"""ZeroMQ: the control plane, the bulk plane and the trainers' messages. The one file of the daemon that imports zmq.
+
+Covers sockets, keys and framing. Every frame is checked here (size, form, cluster, epoch, and that the key belongs to the node
+that it claims) before the core hears of it; what fails is refused by name and never raises further.
+
+Control: each node sends on a DEALER of its own to each peer's ROUTER, under CURVE; a ROUTER answers on the same connection only
+to refuse. Bulk: PUSH to the peer's PULL, one header frame and one raw frame, sent straight from the arena. Trainers: a ROUTER on
+an ipc endpoint; a message counts only under a token that the Unix socket handed out.
+
+Threads: `ControlPlane` lives on the loop's thread, `BulkPlane` runs its own.
+"""
+
+import logging
+import os
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import zmq
+import zmq.auth
+import zmq.utils.z85
+from holdfast.coding import chunk_digest
+from holdfast.daemon.core import events
+from holdfast.daemon.core.memory import ChunkKey
+from holdfast.daemon.core.protect import key_of
+from holdfast.protocol import frames, limits, messages
+from holdfast.protocol.config import ClusterConfig
+from holdfast.protocol.exit_codes import ExitCode, OperatorError
+from zmq.utils.monitor import recv_monitor_message
+
+log = logging.getLogger(__name__)
+
+_ZAP_DOMAIN = b"holdfast"
+_HWM_FRAMES = 1024  # control messages queued per peer; beyond it they are dropped and repaired by heartbeats
+_BULK_HWM_FRAMES = 2 * limits.CHUNK_CREDITS * limits.JOB_COUNT_MAX
+_FRAMES_HELD_MAX = 4096  # received chunks that wait for their stripe; credits keep it far below
+_TURN_FRAMES_MAX = 256  # frames taken from one socket per turn, so that none starves the others
+_SLACK_BYTES = 64 << 10
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """CURVE keys: our own pair, and the public key of every node (z85)."""
+
+    public: bytes
+    secret: bytes
+    nodes: dict[bytes, int]  # public key -> node index
+
+    def of(self, node: int) -> bytes:
+        """The public key of a node."""
+        return next(key for key, index in self.nodes.items() if index == node)
+
+
+def load_keys(config: ClusterConfig, node: int) -> Keys | None:
+    """Read the keys of the cluster, or None if none are configured.
+
+    Raises:
+        OperatorError: a key file is missing or unreadable.
+    """
+    if config.keys_dir is None:
+        return None
+    directory = Path(config.keys_dir)
+    secret_file = directory / f"{config.nodes[node].name}.key_secret"
+    nodes: dict[bytes, int] = {}
+    try:
+        public, secret = zmq.auth.load_certificate(secret_file)
+        for index, peer in enumerate(config.nodes):
+            nodes[zmq.auth.load_certificate(directory / f"{peer.name}.key")[0]] = index
+    except (OSError, ValueError) as error:
+        raise OperatorError(
+            ExitCode.WRONG_CLUSTER,
+            f"security.keys_dir: expected a key file per node in {directory}, found: {error}. "
+            "Make keys with 'holdfast keys init' and copy the folder to every node",
+        ) from error
+    if secret is None:
+        raise OperatorError(
+            ExitCode.WRONG_CLUSTER,
+            f"{secret_file} holds no secret key; make keys with 'holdfast keys init'",
+        )
+    if nodes.get(public) != node:
+        raise OperatorError(
+            ExitCode.WRONG_CLUSTER,
+            f"{secret_file} and {config.nodes[node].name}.key in {directory} are not one pair; copy the folder again",
+        )
+    return Keys(public, secret, nodes)
+
+
+def _set_tcp(socket: zmq.Socket[bytes]) -> None:
+    socket.setsockopt(zmq.LINGER, 0)
+    socket.setsockopt(zmq.HEARTBEAT_IVL, 1000)
+    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 3000)
+    socket.setsockopt(zmq.TCP_MAXRT, 3000)
+    socket.setsockopt(zmq.CONNECT_TIMEOUT, 2000)
+    socket.setsockopt(zmq.RECONNECT_IVL, 100)
+    socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
+    socket.setsockopt(zmq.IPV6, 1)
+
+
+def _endpoint(host: str, port: int) -> str:
+    return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
+
+
+class ControlPlane:
+    """Messages with peers and trainers. All methods on the loop's thread."""
+
+    def __init__(
+        self,
+        config: ClusterConfig,
+        node: int,
+        keys: Keys | None,
+        context: zmq.Context[zmq.Socket[bytes]],
+    ) -> None:
+        self._config, self._node, self._keys, self._context = config, node, keys, context
+        self.incarnation = 0
+        self._dealers: dict[int, zmq.Socket[bytes]] = {}
+        self._monitors: dict[zmq.Socket[bytes], int] = {}
+        self._zap = context.socket(zmq.REP) if keys else None
+        if self._zap is not None:
+            self._zap.bind("inproc://zeromq.zap.01")
+        self._router = self._listen()
+        self._clients = context.socket(zmq.ROUTER)
+        self._clients.setsockopt(zmq.LINGER, 0)
+        self._clients.setsockopt(zmq.MAXMSGSIZE, limits.CONTROL_FRAME_BYTES_MAX)
+        self._clients.setsockopt(zmq.ROUTER_HANDOVER, 1)
+
+    def _listen(self) -> zmq.Socket[bytes]:
+        router = self._context.socket(zmq.ROUTER)
+        _set_tcp(router)
+        router.setsockopt(zmq.MAXMSGSIZE, limits.CONTROL_FRAME_BYTES_MAX + _SLACK_BYTES)
+        router.setsockopt(zmq.RCVHWM, _HWM_FRAMES)
+        if self._keys is not None:
+            router.setsockopt(zmq.CURVE_SERVER, 1)
+            router.setsockopt(zmq.CURVE_SECRETKEY, self._keys.secret)
+            router.setsockopt(zmq.ZAP_DOMAIN, _ZAP_DOMAIN)
+            router.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
+        mine = self._config.nodes[self._node]
+        try:
+            router.bind(_endpoint(mine.host, mine.port))
+        except zmq.ZMQError as error:
+            raise OperatorError(
+                ExitCode.USAGE,
+                f"can't listen on {mine.address} (node {mine.name}): {error}. Is another daemon or program using it?",
+            ) from error
+        return router
+
+    def bind_clients(self, endpoint: str) -> None:
+        """Listen for trainers and commands."""
+        self._clients.bind(endpoint)
+
+    def register(self, poller: zmq.Poller) -> None:
+        """Add what is read to a poller."""
+        for socket in [
+            self._router,
+            self._clients,
+            self._zap,
+            *self._dealers.values(),
+            *self._monitors,
+        ]:
+            if socket is not None and socket not in poller:
+                poller.register(socket, zmq.POLLIN)
+
+    def dial(self, node: int, poller: zmq.Poller) -> None:
+        """Connect to a node's control socket."""
+        if node in self._dealers:
+            return
+        dealer = self._context.socket(zmq.DEALER)
+        _set_tcp(dealer)
+        dealer.setsockopt(zmq.SNDHWM, _HWM_FRAMES)
+        dealer.setsockopt(zmq.MAXMSGSIZE, limits.CONTROL_FRAME_BYTES_MAX)
+        # Nothing is queued for a peer that is not connected: a stale heartbeat or fact is worth less than a fresh one.
+        dealer.setsockopt(zmq.IMMEDIATE, 1)
+        if self._keys is not None:
+            dealer.setsockopt(zmq.CURVE_PUBLICKEY, self._keys.public)
+            dealer.setsockopt(zmq.CURVE_SECRETKEY, self._keys.secret)
+            dealer.setsockopt(zmq.CURVE_SERVERKEY, self._keys.of(node))
+        refusals = (
+            zmq.Event.HANDSHAKE_FAILED_AUTH | zmq.Event.HANDSHAKE_FAILED_PROTOCOL | zmq.Event.HANDSHAKE_FAILED_NO_DETAIL
+        )
+        self._monitors[dealer.get_monitor_socket(refusals)] = node
+        peer = self._config.nodes[node]
+        dealer.connect(_endpoint(peer.host, peer.port))
+        self._dealers[node] = dealer
+        self.register(poller)
+
+    def send_peer(self, node: int, message: messages.PeerMessage) -> None:
+        """Send to a dialled node; dropped if it is not connected or its queue is full."""
+        frame = frames.encode_peer(
+            message,
+            cluster=self._config.cluster_name,
+            epoch=self._config.epoch,
+            node=self._node,
+            incarnation=self.incarnation,
+        )
+        dealer = self._dealers.get(node)
+        if dealer is not None:
+            try:
+                dealer.send(frame, zmq.DONTWAIT)
+            except zmq.Again:
+                log.debug("message %s to node %d dropped: not connected", type(message).__name__, node)
+
+    def send_client(self, token: bytes, message: messages.DaemonMessage) -> None:
+        """Send to a trainer or command; dropped if it is gone."""
+        try:
+            self._clients.send_multipart([token, frames.encode(message)], zmq.DONTWAIT)
+        except (zmq.Again, zmq.ZMQError) as error:
+            log.debug("message %s to a client dropped: %s", type(message).__name__, error)
+
+    def receive(self, clients: dict[bytes, int]) -> list[events.Event]:
+        """Take what has come, bounded per turn. `clients` maps tokens to client numbers."""
+        found: list[events.Event] = []
+        if self._zap is not None:
+            self._answer_zap(self._zap, found)
+        for parts in _drain(self._router):
+            self._from_peer(parts, found)
+        for parts in _drain(self._clients):
+            client = clients.get(parts[0])
+            if client is not None and len(parts) == 2:
+                try:
+                    found.append(events.ClientSaid(client, frames.decode_client(parts[1])))
+                except frames.FrameRefusedError as refusal:
+                    denied = messages.Denied(
+                        "",
+                        "",
+                        ExitCode.USAGE,
+                        f"message refused: {refusal}"[: limits.TEXT_CHARS_MAX],
+                    )
+                    self.send_client(parts[0], denied)
+        for node, dealer in self._dealers.items():
+            for parts in _drain(dealer):
+                self._refused_by_peer(node, parts, found)
+        for monitor, node in self._monitors.items():
+            while monitor.poll(0):
+                recv_monitor_message(monitor)
+                text = "its CURVE handshake failed: expected a listed key on both sides; compare the keys folders"
+                found.append(events.PeerRefused(node, "key", text, by_us=False))
+        return found
+
+    def _from_peer(self, parts: list[bytes], found: list[events.Event]) -> None:
+        identity, body = parts[0], parts[1:]
+        node: int | None = None
+        try:
+            if len(body) != 1:
+                raise frames.FrameRefusedError("malformed", f"expected 1 frame, found {len(body)}")
+            envelope, message = frames.decode_peer(body[0], cluster=self._config.cluster_name, epoch=self._config.epoch)
+            node = envelope.node
+            if node >= len(self._config.nodes) or node == self._node:
+                raise frames.FrameRefusedError("node", f"node index {node} is not another node of this cluster")
+        except frames.FrameRefusedError as refusal:
+            node = node if node is not None and node < len(self._config.nodes) else None
+            found.append(events.PeerRefused(None, refusal.code, f"{refusal}", by_us=True))
+            self._refuse(identity, refusal)
+            return
+        found.append(events.PeerSaid(node, envelope.incarnation, message))
+
+    def _refuse(self, identity: bytes, refusal: frames.FrameRefusedError) -> None:
+        name = self._config.nodes[self._node].name
+        text = f"node {name} of cluster {self._config.cluster_name!r}: {refusal.text}"[: limits.TEXT_CHARS_MAX]
+        answer = messages.Refused(code=refusal.code, text=text)  # type: ignore[arg-type]  # frames uses the same codes
+        frame = frames.encode(answer)
+        try:
+            self._router.send_multipart([identity, frame], zmq.DONTWAIT)
+        except (zmq.Again, zmq.ZMQError):
+            log.debug("refusal not delivered")
+
+    def _refused_by_peer(self, node: int, parts: list[bytes], found: list[events.Event]) -> None:
+        try:
+            refusal = frames.decode_refusal(parts[0])
+        except frames.FrameRefusedError:
+            return
+        found.append(events.PeerRefused(node, refusal.code, refusal.text, by_us=False, incarnation=refusal.incarnation))
+
+    def _answer_zap(self, zap: zmq.Socket[bytes], found: list[events.Event]) -> None:
+        assert self._keys is not None
+        for parts in _drain(zap):
+            version, request = parts[0], parts[1]
+            address = parts[3].decode(errors="replace")
+            key = zmq.utils.z85.encode(parts[6]) if len(parts) > 6 and len(parts[6]) == 32 else b""
+            node = self._keys.nodes.get(key)
+            if node is None:
+                text = f"the key {key.decode()!r} that came from {address} is not in {self._config.keys_dir}"
+                found.append(events.PeerRefused(None, "key", text, by_us=True))
+                zap.send_multipart([version, request, b"400", b"key not listed", b"", b""])
+            else:
+                zap.send_multipart([version, request, b"200", b"OK", str(node).encode(), b""])
+
+    def close(self) -> None:
+        """Close every socket."""
+        for monitor in self._monitors:
+            monitor.close(0)
+        for dealer in self._dealers.values():
+            dealer.disable_monitor()
+            dealer.close(0)
+        for socket in (self._router, self._clients, self._zap):
+            if socket is not None:
+                socket.close(0)
+
+
+def _drain(socket: zmq.Socket[bytes]) -> list[list[bytes]]:
+    found: list[list[bytes]] = []
+    while len(found) < _TURN_FRAMES_MAX:
+        try:
+            found.append(socket.recv_multipart(zmq.DONTWAIT))
+        except zmq.Again:
+            break
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """A chunk on its way to a peer."""
+
+    node: int
+    header: messages.ChunkHeader
+    payload: memoryview
+
+
+class BulkPlane:
+    """Chunks to and from peers, on a thread of its own.
+
+    Received payloads stay in libzmq's buffers, by key, until `drop`; nothing is copied on arrival.
+    """
+
+    def __init__(
+        self,
+        config: ClusterConfig,
+        node: int,
+        context: zmq.Context[zmq.Socket[bytes]],
+        report: Callable[[events.Event], None],
+    ) -> None:
+        self._config, self._context, self._report = config, context, report
+        self._pull = context.socket(zmq.PULL)
+        _set_tcp(self._pull)
+        self._pull.setsockopt(zmq.RCVHWM, limits.CHUNK_CREDITS)
+        self._pull.setsockopt(zmq.MAXMSGSIZE, config.chunk_bytes + _SLACK_BYTES)
+        host = config.nodes[node].host
+        self._pull.bind(_endpoint(host, 0).replace(":0", ":*"))
+        self.port = int(self._pull.getsockopt_string(zmq.LAST_ENDPOINT).rpartition(":")[2])
+        self._push: dict[int, tuple[int, zmq.Socket[bytes]]] = {}
+        self._ports: dict[int, int] = {}
+        self._waiting: dict[int, deque[Outgoing]] = {}
+        self._orders: queue.SimpleQueue[Outgoing | None] = queue.SimpleQueue()
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._held: dict[ChunkKey, zmq.Frame] = {}
+        self._thread = threading.Thread(target=self._run, name="bulk", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def peer_port(self, node: int, port: int) -> None:
+        """A peer's bulk port, as its heartbeat says; a new one means a new worker there."""
+        self._ports[node] = port
+
+    def send(self, outgoing: Outgoing) -> None:
+        """Queue a chunk. Callable from any thread; credits bound how many are queued."""
+        self._orders.put(outgoing)
+        os.eventfd_write(self._wake, 1)
+
+    def payload(self, key: ChunkKey) -> memoryview | None:
+        """The bytes of a received chunk, valid while the caller holds the view."""
+        frame = self._held.get(key)
+        return None if frame is None else frame.buffer
+
+    def drop(self, keys: tuple[ChunkKey, ...]) -> None:
+        """Release received chunks."""
+        for key in keys:
+            self._held.pop(key, None)
+
+    def _run(self) -> None:
+        poller = zmq.Poller()
+        poller.register(self._pull, zmq.POLLIN)
+        poller.register(self._wake, zmq.POLLIN)
+        while True:
+            busy = any(self._waiting.values())
+            ready = dict(poller.poll(5 if busy else 1000))
+            if self._wake in ready:
+                os.eventfd_read(self._wake)
+            while not self._orders.empty():
+                order = self._orders.get()
+                if order is None:
+                    self._close()
+                    return
+                self._waiting.setdefault(order.node, deque()).append(order)
+            for node, waiting in self._waiting.items():
+                self._send_waiting(node, waiting)
+            if self._pull in ready:
+                self._receive()
+
+    def _send_waiting(self, node: int, waiting: deque[Outgoing]) -> None:
+        if len(waiting) > _BULK_HWM_FRAMES:  # a peer that is away; the core sends again what still matters
+            waiting.clear()
+        socket = self._socket_to(node)
+        while waiting and socket is not None:
+            order = waiting[0]
+            try:
+                socket.send_multipart([frames.encode(order.header), order.payload], zmq.DONTWAIT, copy=False)
+            except zmq.Again:
+                return
+            waiting.popleft()
+
+    def _socket_to(self, node: int) -> zmq.Socket[bytes] | None:
+        port = self._ports.get(node)
+        if port is None:
+            return None
+        known = self._push.get(node)
+        if known is not None and known[0] == port:
+            return known[1]
+        if known is not None:
+            known[1].close(0)
+        socket = self._context.socket(zmq.PUSH)
+        _set_tcp(socket)
+        socket.setsockopt(zmq.SNDHWM, limits.CHUNK_CREDITS)
+        socket.setsockopt(zmq.IMMEDIATE, 1)
+        socket.connect(_endpoint(self._config.nodes[node].host, port))
+        self._push[node] = (port, socket)
+        return socket
+
+    def _receive(self) -> None:
+        for _ in range(_TURN_FRAMES_MAX):
+            try:
+                parts = self._pull.recv_multipart(zmq.DONTWAIT, copy=False)
+            except zmq.Again:
+                return
+            self._accept(parts)
+
+    def _accept(self, parts: list[zmq.Frame]) -> None:
+        try:
+            if len(parts) != 2 or len(parts[1]) != self._config.chunk_bytes:
+                sizes = [len(part) for part in parts][:8]
+                raise frames.FrameRefusedError(
+                    "malformed",
+                    f"expected a header and {self._config.chunk_bytes} bytes, found frames of {sizes} bytes",
+                )
+            header = frames.decode_header(parts[0].bytes, cluster=self._config.cluster_name, epoch=self._config.epoch)
+        except frames.FrameRefusedError as refusal:
+            self._report(events.PeerRefused(None, refusal.code, f"on the bulk plane: {refusal.text}", by_us=True))
+            return
+        key = key_of(header)
+        if len(self._held) >= _FRAMES_HELD_MAX:
+            log.warning("chunk %s dropped: %d received chunks wait already", key, len(self._held))
+            return
+        digest = chunk_digest(parts[1].buffer)
+        self._held.setdefault(key, parts[1])
+        self._report(events.ChunkArrived(header, digest))
+
+    def _close(self) -> None:
+        self._pull.close(0)
+        for _, socket in self._push.values():
+            socket.close(0)
+        os.close(self._wake)
+
+    def stop(self) -> None:
+        """End the thread and close its sockets."""
+        self._orders.put(None)
+        os.eventfd_write(self._wake, 1)
+        self._thread.join(timeout=5.0)

@@ -1,0 +1,348 @@
+"""The worker: the loop that turns what happens into events, and the core's decisions into deeds.
+
+Run by the keeper as ``python -m holdfast.daemon.shell.worker``. Covers start-up (config, lock, memory, ledger), the loop, and a
+clean stop. Decides nothing: every `if` about snapshots, peers or budgets is in the core.
+"""
+
+import argparse
+import logging
+import os
+import queue
+import signal
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+
+import msgspec
+import zmq
+from holdfast.coding import CodeParams, select_engine
+from holdfast.coding.errors import CodingError
+from holdfast.daemon.core import actions, events
+from holdfast.daemon.core.context import Context
+from holdfast.daemon.core.ledger import LedgerRecord, decode_ledger, encode_ledger
+from holdfast.daemon.core.memory import Memory, sizes_of
+from holdfast.daemon.core.node import Node
+from holdfast.daemon.shell.arena import ArenaMemory
+from holdfast.daemon.shell.coder import Coder
+from holdfast.daemon.shell.door import Door
+from holdfast.daemon.shell.keeping import KeeperLink, LedgerMemory
+from holdfast.daemon.shell.machine import MachineMemory
+from holdfast.daemon.shell.network import BulkPlane, ControlPlane, Keys, Outgoing, load_keys
+from holdfast.protocol import limits, messages
+from holdfast.protocol.config import ClusterConfig, config_digest, parse_config
+from holdfast.protocol.exit_codes import ExitCode, OperatorError
+from holdfast.protocol.layout import Geometry
+from holdfast.protocol.placement import place
+
+log = logging.getLogger("holdfast")
+
+_TICK_MS = 100  # deadlines are seconds; ten looks per second keep an idle daemon below a percent of a core
+_EVENTS_PER_TURN_MAX = 512  # so that sockets are read in between
+
+
+class Inbox:
+    """Events from other threads, with a descriptor that wakes the loop."""
+
+    def __init__(self) -> None:
+        self._events: queue.SimpleQueue[events.Event] = queue.SimpleQueue()
+        self.wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+
+    def put(self, event: events.Event) -> None:
+        """Add an event; callable from any thread."""
+        self._events.put(event)
+        os.eventfd_write(self.wake, 1)
+
+    def take(self) -> list[events.Event]:
+        """What has come, bounded; the descriptor stays readable while something is left."""
+        found: list[events.Event] = []
+        while len(found) < _EVENTS_PER_TURN_MAX and not self._events.empty():
+            found.append(self._events.get())
+        if self._events.empty():
+            try:
+                os.eventfd_read(self.wake)
+            except BlockingIOError:
+                pass
+            if not self._events.empty():
+                os.eventfd_write(self.wake, 1)
+        return found
+
+
+class Worker:
+    """One node's daemon while this process lives."""
+
+    def __init__(self, config: ClusterConfig, node: int, keys: Keys | None, door: Door, link: KeeperLink) -> None:
+        self.config, self.node_index, self.door, self.link = config, node, door, link
+        self.stopping = False
+        self.inbox = Inbox()
+        self.machine = MachineMemory()
+        self.zmq_context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
+        self.control = ControlPlane(config, node, keys, self.zmq_context)
+        self.bulk = BulkPlane(config, node, self.zmq_context, self.inbox.put)
+        self.arena = ArenaMemory(link)
+        self.ledger = LedgerMemory(link)
+        engine = select_engine(None if config.engine == "auto" else config.engine)
+        placement = place([n.domain for n in config.nodes], group_size=config.group_size, parity=config.parity)
+        members = len(placement.groups[placement.group_of(node)])
+        self.coder = Coder(
+            engine=engine,
+            chunk_bytes=config.chunk_bytes,
+            params=lambda: CodeParams(members - config.parity, config.parity),
+            arena=self.arena,
+            bulk=self.bulk,
+            report=self.inbox.put,
+        )
+        record = self._read_ledger()
+        now_ns = time.monotonic_ns()
+        self.context = Context(
+            config=config,
+            config_digest=config_digest(config),
+            placement=placement,
+            node=node,
+            incarnation=record.incarnation if record else time.time_ns() // 1_000_000,
+            worker_session=record.worker_session + 1 if record else 1,
+            budget_bytes=config.budget_bytes or self.machine.total_bytes // 2,
+            engine=engine.name,
+            bulk_port=self.bulk.port,
+            free_bytes=self.machine.free_bytes(),
+        )
+        self.node = Node(self.context, started_ns=now_ns)
+        if record is not None:
+            self._resume(record)
+        self.arena.drop_strays()
+        self.poller = zmq.Poller()
+        self.welcome = messages.Welcome(
+            protocol=limits.PROTOCOL_VERSION,
+            cluster=config.cluster_name,
+            epoch=config.epoch,
+            node=node,
+            node_name=config.nodes[node].name,
+            token="",
+            endpoint=door.endpoint,
+        )
+
+    def _read_ledger(self) -> LedgerRecord | None:
+        payload = self.ledger.read()
+        if payload is None:
+            return None
+        try:
+            record = decode_ledger(payload)
+        except msgspec.DecodeError as error:
+            log.error("the ledger in held memory can't be read (%s); starting with empty memory", error)
+            return None
+        expected = (self.config.cluster_name, self.config.epoch, self.node_index)
+        if (record.cluster, record.epoch, record.node) != expected:
+            log.error("the held memory belongs to %s, this daemon is %s; starting with empty memory",
+                      (record.cluster, record.epoch, record.node), expected)  # fmt: skip
+            return None
+        return record
+
+    def _resume(self, record: LedgerRecord) -> None:
+        tables: dict[Memory, list[int]] = {}
+        for job in record.jobs:
+            layouts = {layout.layout_id: layout for layout in job.layouts}
+            for index, slot in enumerate(job.slots):
+                if slot.layout_id not in layouts or slot.phase in {"absent", "allocating"}:
+                    continue
+                geometry = Geometry(
+                    layout=layouts[slot.layout_id],
+                    placement=self.context.placement,
+                    parity_count=self.config.parity,
+                    chunk_bytes=self.config.chunk_bytes,
+                )
+                memory, sizes = (
+                    Memory(job.name, index, slot.generation),
+                    sizes_of(geometry, self.node_index),
+                )
+                if self.arena.is_held(memory, sizes):
+                    self.arena.map(memory, sizes)
+                    mapped = self.arena.get(memory)
+                    assert mapped is not None
+                    tables[memory] = [int(digest) for digest in mapped.digests]
+        self.node.resume(record, tables)
+        log.info(
+            "worker session %d takes up %d pieces of memory",
+            self.context.worker_session,
+            len(tables),
+        )
+
+    # --- the loop ---
+
+    def run(self) -> None:
+        """Serve until told to stop."""
+        self.control.incarnation = self.context.incarnation
+        self.control.bind_clients(self.door.endpoint)
+        self.control.register(self.poller)
+        self.bulk.start()
+        for descriptor in (self.door.fileno(), self.inbox.wake, self.link.fileno()):
+            if descriptor >= 0:
+                self.poller.register(descriptor, zmq.POLLIN)
+        self._perform(self.node.start())
+        log.info("node %s ready on %s, control %s, bulk port %d, engine %s, incarnation %d",
+                 self.config.nodes[self.node_index].name, self.door.path, self.config.nodes[self.node_index].address,
+                 self.bulk.port, self.context.engine, self.context.incarnation)  # fmt: skip
+        next_tick_ns = 0
+        while not self.stopping:
+            self.poller.poll(max(0, min(_TICK_MS, (next_tick_ns - time.monotonic_ns()) // 1_000_000)))
+            self._turn()
+            if time.monotonic_ns() >= next_tick_ns:
+                next_tick_ns = time.monotonic_ns() + _TICK_MS * 1_000_000
+                self._handle(events.TimePassed(self.machine.free_bytes()))
+
+    def _turn(self) -> None:
+        self._welcome_clients()
+        for event in self.inbox.take():
+            self._handle(event)
+        for event in self.control.receive(self.door.tokens):
+            if isinstance(event, events.PeerSaid) and isinstance(event.message, messages.Heartbeat):
+                self.bulk.peer_port(event.node, event.message.bulk_port)
+            self._handle(event)
+        for client in [number for number, _ in list(self.door.clients.items()) if self.door.ended(number)]:
+            self._end_client(client)
+        if self.link.fileno() >= 0 and self.poller_sees(self.link.fileno()):
+            self.poller.unregister(self.link.fileno())
+            self.link.revive()
+            self.poller.register(self.link.fileno(), zmq.POLLIN)
+
+    def poller_sees(self, descriptor: int) -> bool:
+        """Whether a descriptor is readable right now."""
+        poller = zmq.Poller()
+        poller.register(descriptor, zmq.POLLIN)
+        return bool(poller.poll(0))
+
+    def _welcome_clients(self) -> None:
+        for _ in range(limits.CLIENT_COUNT_MAX):
+            arrived = self.door.accept(self.welcome)
+            if arrived is None:
+                return
+            self.poller.register(arrived.connection.fileno(), zmq.POLLIN)
+            self._handle(events.ClientArrived(arrived.number, arrived.pid))
+
+    def _end_client(self, client: int) -> None:
+        arrived = self.door.clients.get(client)
+        if arrived is not None:
+            self.poller.unregister(arrived.connection.fileno())
+            self.door.close_client(client)
+        self._handle(events.ClientGone(client))
+
+    def _handle(self, event: events.Event) -> None:
+        self._perform(self.node.handle(event, time.monotonic_ns()))
+
+    def _perform(self, decided: list[actions.Action]) -> None:
+        for action in decided:
+            if not self.coder.order(action):
+                self._do(action)
+
+    def _do(self, action: actions.Action) -> None:
+        match action:
+            case actions.SendPeer(node, message):
+                self.control.incarnation = self.context.incarnation
+                self.control.send_peer(node, message)
+            case actions.ReplyClient(client, message):
+                arrived = self.door.clients.get(client)
+                if arrived is not None:
+                    self.control.send_client(arrived.token, message)
+            case actions.SendChunk(node, memory, header):
+                slot = self.arena.get(memory)
+                if slot is not None:
+                    start = header.chunk * self.config.chunk_bytes
+                    chunk = slot.data[start : start + self.config.chunk_bytes]
+                    self.bulk.send(Outgoing(node, header, chunk))
+            case actions.StoreDigests(memory, first, digests):
+                slot = self.arena.get(memory)
+                if slot is not None:
+                    slot.digests[first : first + len(digests)] = digests
+            case actions.DropFrames(keys):
+                self.bulk.drop(keys)
+            case actions.WriteLedger(record):
+                self.ledger.write(encode_ledger(record))
+            case actions.Log(level, text):
+                log.log(logging.getLevelNamesMapping()[level.upper()], "%s", text)
+            case actions.DialPeer(node):
+                self.control.dial(node, self.poller)
+            case actions.GiveMemory(client, memory, data_bytes):
+                self._give(client, memory, data_bytes)
+            case actions.Free(memory):
+                self.arena.free(memory)
+            case actions.DropClient(client, reason):
+                log.warning("client %d dropped: %s", client, reason)
+                self._end_client(client)
+            case _:
+                raise AssertionError(f"no hand for {type(action).__name__}")
+
+    def _give(self, client: int, memory: Memory, data_bytes: int) -> None:
+        slot = self.arena.get(memory)
+        if slot is None or slot.data_fd < 0:
+            return
+        given = messages.MemoryGiven(memory.job, memory.slot, memory.generation, data_bytes)
+        if not self.door.give(client, given, slot.data_fd):
+            self.inbox.put(events.ClientGone(client))
+
+    def stop(self, number: int, _frame: FrameType | None) -> None:
+        """Signal handler: leave the loop at its next turn."""
+        log.info("signal %d: stopping", number)
+        self.stopping = True
+
+    def close(self) -> None:
+        """Give everything back but what the keeper holds."""
+        self.coder.stop()
+        self.bulk.stop()
+        self.control.close()
+        self.door.close()
+        self.zmq_context.destroy(linger=0)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="holdfast.daemon.shell.worker")
+    parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("--node", required=True)
+    parser.add_argument("--socket", type=Path, required=True)
+    parser.add_argument("--keeper-fd", type=int)
+    return parser.parse_args()
+
+
+def _start(arguments: argparse.Namespace) -> int:
+    text = arguments.config.read_text(encoding="utf-8")
+    config = parse_config(text, origin=str(arguments.config), environment=dict(os.environ)).config
+    names = [node.name for node in config.nodes]
+    if arguments.node not in names:
+        raise OperatorError(
+            ExitCode.USAGE,
+            f"no node is named {arguments.node!r} in {arguments.config}; it names {names}",
+        )
+    node = names.index(arguments.node)
+    door = Door(arguments.socket)
+    keys = load_keys(config, node)
+    own_arguments = [
+        "--config",
+        str(arguments.config),
+        "--node",
+        arguments.node,
+        "--socket",
+        str(arguments.socket),
+    ]
+    worker = Worker(config, node, keys, door, KeeperLink(arguments.keeper_fd, own_arguments))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, worker.stop)
+    try:
+        worker.run()
+    finally:
+        worker.close()
+    return ExitCode.DONE
+
+
+def main() -> int:
+    """Entry point."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname).1s %(message)s", stream=sys.stderr)
+    try:
+        return _start(_arguments())
+    except OperatorError as error:
+        log.error("%s", error)
+        return error.exit_code
+    except CodingError as error:
+        log.error("coding engine: %s", error)
+        return ExitCode.USAGE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

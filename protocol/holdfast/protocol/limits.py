@@ -1,0 +1,44 @@
+"""Every named limit of the conversation between processes, with its unit and its reason.
+
+Relations between limits are asserted at the end, so that a change which breaks one fails at import.
+"""
+
+PROTOCOL_VERSION = 1  # raised when an old peer could misread a message; peers of another version are refused by name
+
+CONTROL_FRAME_BYTES_MAX = 1 << 20  # a layout of 32,768 ranks fits; what is larger is refused before it is decoded
+DIGESTS_PER_MESSAGE_MAX = 4096  # 32 KiB of digests: one message never delays a heartbeat for long
+BULK_HEADER_BYTES_MAX = 512  # job name, ids and a tag
+WORLD_SIZE_MAX = 32768  # ranks of one job; bounded by the layout's message size
+NODE_COUNT_MAX = 4096  # nodes of one cluster; bounded by the collector's heartbeat load
+JOB_COUNT_MAX = 16  # jobs on one cluster at once; each has its own slots and credits
+STEP_MAX = 1 << 62  # fits a signed 64-bit integer everywhere
+TEXT_CHARS_MAX = 4096  # reasons and names inside messages
+
+GIVEN_UP_KEPT = 8  # given-up snapshots repeated in heartbeats; slots bound how many can be open
+LAYOUTS_KEPT = 4  # layouts of a job that a node remembers: the newest plan and those of snapshots still held
+
+CHUNK_BYTES_MIN = 64 << 10
+CHUNK_BYTES_MAX = 16 << 20
+CHUNK_CREDITS = 4  # chunks sent to one peer and not yet acknowledged, per snapshot; 2 to 8 measured flat
+REBUILD_STRIPES_OPEN_MAX = 4  # stripes of a rebuild in flight: bounds the frames held to k times this
+CHUNK_RETRIES_MAX = 5  # sendings of one chunk that failed its digest or its deadline before the snapshot is given up
+DIGEST_BATCH_CHUNKS = 16  # chunks digested in one go, so that sending starts before the last one is digested
+
+HEARTBEAT_S = 0.5
+PEER_DEADLINE_S = 2.5  # five heartbeats: a peer not heard for so long is down
+CHUNK_DEADLINE_S = 10.0  # a chunk not acknowledged for so long is sent again
+PROTECT_DEADLINE_S = 120.0  # a snapshot not protected for so long is given up
+HEAR_ALL_S = 3.0  # how long the collector waits for live nodes before it decides what to restore
+JOIN_S = 3.0  # how long a node that just started waits for a lower collector before it takes the part itself
+ALLOCATE_DEADLINE_S = 120.0  # populating memory: slow kernels do 2 GiB/s
+
+CLIENT_COUNT_MAX = 256  # trainers and commands attached to one daemon
+CLIENT_HELLO_S = 5.0  # a connection that has not introduced itself for so long is closed
+
+LEDGER_BYTES = 8 << 20  # room for one copy of the ledger; two copies are held
+
+assert CHUNK_BYTES_MIN < CHUNK_BYTES_MAX
+assert DIGESTS_PER_MESSAGE_MAX * 8 < CONTROL_FRAME_BYTES_MAX
+assert WORLD_SIZE_MAX * 16 < CONTROL_FRAME_BYTES_MAX < LEDGER_BYTES
+assert HEARTBEAT_S * 2 < PEER_DEADLINE_S <= HEAR_ALL_S
+assert CHUNK_DEADLINE_S * CHUNK_RETRIES_MAX < PROTECT_DEADLINE_S
