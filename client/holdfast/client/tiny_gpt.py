@@ -48,7 +48,7 @@ class Options:
     width: int = 256
     heads: int = 4
     context: int = 64
-    batch: int = 4
+    batch: int = 2
     dropout: float = 0.1
     learning_rate: float = 1e-3
     warm_up_steps: int = 10
@@ -176,7 +176,7 @@ class Training:
         torch.manual_seed(options.seed)  # the same first weights on every rank
         self.world_size = world_size
         self.model = _distribute(TinyGpt(options), options.mode)
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=options.learning_rate)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=options.learning_rate, foreach=True)
         warm_up_steps = options.warm_up_steps
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, lambda step: min(1.0, (step + 1) / warm_up_steps)
@@ -321,7 +321,7 @@ def _distribute(model: TinyGpt, mode: str) -> nn.Module:
         from torch.distributed.fsdp import fully_shard  # noqa: PLC0415
 
         for block in model.blocks:
-            fully_shard(block)
+            fully_shard(block, reshard_after_forward=False)
         fully_shard(model)
     return model
 
