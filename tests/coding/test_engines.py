@@ -32,9 +32,7 @@ from hypothesis import strategies as st
 Bytes = npt.NDArray[np.uint8]
 
 # A function-scoped fixture is fine here: engines keep no state.
-PROPERTY = settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+PROPERTY = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 ODD_LENGTHS = [*range(68), *range(120, 136), 255, 256, 257, 511, 513, 4095, 4096, 4097, 12289]
 
 
@@ -56,9 +54,7 @@ def encode(engine: Engine, params: CodeParams, data: Sequence[Bytes]) -> list[By
 
 
 def reedsolo_codec(params: CodeParams) -> reedsolo.RSCodec:
-    return reedsolo.RSCodec(
-        params.parity_count, nsize=params.total_count, fcr=0, generator=2, prim=0x11D
-    )
+    return reedsolo.RSCodec(params.parity_count, nsize=params.total_count, fcr=0, generator=2, prim=0x11D)
 
 
 @given(

@@ -77,9 +77,7 @@ def test_the_order_of_available_and_wanted_positions_is_the_callers() -> None:
     for available in itertools.permutations(range(5), 3):
         for wanted in itertools.permutations(sorted(set(range(5)) - set(available))):
             matrix = decode_matrix(params, available=available, wanted=wanted)
-            np.testing.assert_array_equal(
-                matrix_product(matrix, generator[list(available)]), generator[list(wanted)]
-            )
+            np.testing.assert_array_equal(matrix_product(matrix, generator[list(available)]), generator[list(wanted)])
 
 
 @given(codes(), st.data())
@@ -139,8 +137,6 @@ def test_too_few_chunks_are_refused_with_the_numbers() -> None:
         ([0, 1, 2, 3], [5, 5], "wanted positions must be distinct"),
     ],
 )
-def test_positions_that_make_no_sense_are_refused(
-    available: list[int], wanted: list[int], message: str
-) -> None:
+def test_positions_that_make_no_sense_are_refused(available: list[int], wanted: list[int], message: str) -> None:
     with pytest.raises(CodingError, match=message):
         decode_matrix(CodeParams(4, 2), available=available, wanted=wanted)

@@ -55,9 +55,7 @@ def any_engine(request: pytest.FixtureRequest, engine: Engine) -> Engine:
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_what_does_not_fit_is_refused_before_anything_is_written(
-    any_engine: Engine, case: str
-) -> None:
+def test_what_does_not_fit_is_refused_before_anything_is_written(any_engine: Engine, case: str) -> None:
     coefficients, sources, destinations, message = BAD[case]
     POOL[:] = bytes(range(64))
     before = [bytes(memoryview(buffer)) for buffer in destinations]  # type: ignore[arg-type]  # as below

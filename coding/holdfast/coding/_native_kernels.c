@@ -80,17 +80,6 @@ uint8_t hf_product(uint8_t left, uint8_t right)
 
 /* ---- tables, one kind per family of levels ------------------------------------------------- */
 
-/* 8 bytes: the row of the bit matrix for result bit i is in byte 7 - i. */
-static void make_matrix_table(uint8_t coefficient, uint8_t *table)
-{
-    memset(table, 0, 8);
-    for (int in = 0; in < 8; in++) {
-        uint8_t column = hf_product(coefficient, (uint8_t)(1 << in));
-        for (int out = 0; out < 8; out++)
-            table[7 - out] |= (uint8_t)((column >> out & 1) << in);
-    }
-}
-
 /* 32 bytes: products of the 16 low and of the 16 high nibbles. */
 static void make_nibble_table(uint8_t coefficient, uint8_t *table)
 {
@@ -181,6 +170,17 @@ static struct features read_features(void)
 
 /* Read once, by hf_init: under a hypervisor every CPUID costs some ten microseconds. */
 static struct features features;
+
+/* 8 bytes: the row of the bit matrix for result bit i is in byte 7 - i. */
+static void make_matrix_table(uint8_t coefficient, uint8_t *table)
+{
+    memset(table, 0, 8);
+    for (int in = 0; in < 8; in++) {
+        uint8_t column = hf_product(coefficient, (uint8_t)(1 << in));
+        for (int out = 0; out < 8; out++)
+            table[7 - out] |= (uint8_t)((column >> out & 1) << in);
+    }
+}
 
 #ifdef HOLDFAST_EMULATE_GFNI
 /* For a test build on machines without GFNI: the instruction as Intel's manual describes it, so

@@ -42,17 +42,13 @@ def numpy_fingerprint(chunk: Buffer) -> bytes:
     content = bytes_of(chunk, "chunk")
     period_bytes = PERIOD_BLOCKS * FINGERPRINT_BYTES
     whole_bytes = content.size - content.size % period_bytes
-    folded: Bytes = np.bitwise_xor.reduce(
-        content[:whole_bytes].reshape(-1, period_bytes), axis=0, dtype=np.uint8
-    )
+    folded: Bytes = np.bitwise_xor.reduce(content[:whole_bytes].reshape(-1, period_bytes), axis=0, dtype=np.uint8)
     folded[: content.size - whole_bytes] ^= content[whole_bytes:]
     products = product_table()[_factors()[:, None], folded.reshape(PERIOD_BLOCKS, -1)]
     return bytes(np.bitwise_xor.reduce(products, axis=0, dtype=np.uint8))
 
 
-def parity_fingerprints(
-    params: CodeParams, data_fingerprints: Sequence[bytes]
-) -> tuple[bytes, ...]:
+def parity_fingerprints(params: CodeParams, data_fingerprints: Sequence[bytes]) -> tuple[bytes, ...]:
     """What the m parity chunks' fingerprints must be, given those of the k data chunks, in order.
 
     Raises:

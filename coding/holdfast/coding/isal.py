@@ -67,17 +67,13 @@ class IsalEngine:
                 self._library.ec_encode_data(part_bytes, columns, rows, tables, inputs, outputs)
                 continue
             for column in range(columns):
-                self._library.ec_encode_data_update(
-                    part_bytes, columns, rows, column, tables, inputs[column], outputs
-                )
+                self._library.ec_encode_data_update(part_bytes, columns, rows, column, tables, inputs[column], outputs)
 
     def fingerprint(self, chunk: Buffer) -> bytes:
         """See ``holdfast.coding.engines.Engine.fingerprint``. ISA-L has none: numpy's."""
         return NumpyEngine().fingerprint(chunk)
 
-    def _make_tables(
-        self, coefficients: bytes, rows: int, columns: int
-    ) -> ctypes.Array[ctypes.c_char]:
+    def _make_tables(self, coefficients: bytes, rows: int, columns: int) -> ctypes.Array[ctypes.c_char]:
         tables = ctypes.create_string_buffer(TABLE_BYTES * rows * columns)
         self._library.ec_init_tables(columns, rows, coefficients, tables)
         return tables

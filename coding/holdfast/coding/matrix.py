@@ -111,9 +111,7 @@ def _generator_polynomial(parity_count: int) -> list[int]:
 
 
 @lru_cache(maxsize=CACHED_PATTERNS_COUNT)
-def _decode_matrix(
-    params: CodeParams, available: tuple[int, ...], wanted: tuple[int, ...]
-) -> Matrix:
+def _decode_matrix(params: CodeParams, available: tuple[int, ...], wanted: tuple[int, ...]) -> Matrix:
     _check_positions(params, available, wanted)
     matrix = matrix_product(_generator_rows(params, wanted), _data_from(params, available))
     matrix.flags.writeable = False
@@ -154,9 +152,7 @@ def _data_from(params: CodeParams, available: tuple[int, ...]) -> Matrix:
     return rows
 
 
-def _check_positions(
-    params: CodeParams, available: tuple[int, ...], wanted: tuple[int, ...]
-) -> None:
+def _check_positions(params: CodeParams, available: tuple[int, ...], wanted: tuple[int, ...]) -> None:
     k, n = params.data_count, params.total_count
     for name, positions in (("available", available), ("wanted", wanted)):
         outside = [position for position in positions if not 0 <= position < n]

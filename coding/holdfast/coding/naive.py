@@ -29,9 +29,7 @@ class NaiveEngine:
         """See ``holdfast.coding.engines.Engine.matmul``. Holds the GIL; copies its arguments."""
         operands = check_operands(coefficients, sources, destinations)
         inputs = [source.tobytes() for source in operands.sources]
-        for row, destination in zip(
-            operands.coefficients.tolist(), operands.destinations, strict=True
-        ):
+        for row, destination in zip(operands.coefficients.tolist(), operands.destinations, strict=True):
             total = destination.tobytes() if accumulate else bytes(operands.chunk_bytes)
             for coefficient, source in zip(row, inputs, strict=True):
                 total = add(total, source.translate(multiples_of(coefficient)))

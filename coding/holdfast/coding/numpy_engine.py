@@ -62,8 +62,7 @@ def _terms_by_bit(row: list[int]) -> list[list[int]]:
     highest = max((coefficient.bit_length() - 1 for coefficient in row), default=-1)
     assert highest <= HIGHEST_BIT
     return [
-        [column for column, coefficient in enumerate(row) if coefficient >> bit & 1]
-        for bit in range(highest, -1, -1)
+        [column for column, coefficient in enumerate(row) if coefficient >> bit & 1] for bit in range(highest, -1, -1)
     ]
 
 

@@ -33,9 +33,7 @@ class Operands:
     chunk_bytes: int  # length of every buffer
 
 
-def check_operands(
-    coefficients: Bytes, sources: Sequence[Buffer], destinations: Sequence[Buffer]
-) -> Operands:
+def check_operands(coefficients: Bytes, sources: Sequence[Buffer], destinations: Sequence[Buffer]) -> Operands:
     """Check the arguments of one product and view its buffers as bytes.
 
     Raises:
@@ -47,14 +45,10 @@ def check_operands(
     chunk_bytes = _common_length(source_views, destination_views)
     for index, view in enumerate(destination_views):
         if not view.flags.writeable:
-            raise BufferMismatchError(
-                f"destination {index} ({view.size} bytes) is read-only; pass writable memory"
-            )
+            raise BufferMismatchError(f"destination {index} ({view.size} bytes) is read-only; pass writable memory")
     if chunk_bytes > 0:
         _check_disjoint(source_views, destination_views, chunk_bytes)
-    return Operands(
-        np.ascontiguousarray(coefficients), source_views, destination_views, chunk_bytes
-    )
+    return Operands(np.ascontiguousarray(coefficients), source_views, destination_views, chunk_bytes)
 
 
 def bytes_of(buffer: Buffer, name: str) -> Bytes:
@@ -66,9 +60,7 @@ def bytes_of(buffer: Buffer, name: str) -> Bytes:
     try:
         view = memoryview(cast("AnyBuffer", buffer))
     except (TypeError, ValueError, BufferError) as error:
-        raise BufferMismatchError(
-            f"{name} must be a buffer of bytes, got {type(buffer).__name__}: {error}"
-        ) from error
+        raise BufferMismatchError(f"{name} must be a buffer of bytes, got {type(buffer).__name__}: {error}") from error
     if not view.c_contiguous:
         raise BufferMismatchError(
             f"{name} must be C-contiguous, got shape {view.shape} with strides {view.strides}; "
@@ -97,8 +89,7 @@ def _check_counts(coefficients: Bytes, source_count: int, destination_count: int
         )
     if max(source_count, destination_count) > MAX_CODE_LENGTH:
         raise BufferMismatchError(
-            f"at most {MAX_CODE_LENGTH} sources and destinations, got {source_count} and "
-            f"{destination_count}"
+            f"at most {MAX_CODE_LENGTH} sources and destinations, got {source_count} and {destination_count}"
         )
 
 

@@ -23,13 +23,9 @@ class CodeParams:
 
     def __post_init__(self) -> None:
         if self.data_count < 1:
-            raise CodingError(
-                f"a code needs at least 1 data chunk, got k = {self.data_count}; raise k"
-            )
+            raise CodingError(f"a code needs at least 1 data chunk, got k = {self.data_count}; raise k")
         if self.parity_count < 0:
-            raise CodingError(
-                f"a code needs at least 0 parity chunks, got m = {self.parity_count}; raise m"
-            )
+            raise CodingError(f"a code needs at least 0 parity chunks, got m = {self.parity_count}; raise m")
         if self.total_count > MAX_CODE_LENGTH:
             raise CodingError(
                 f"k + m must be at most {MAX_CODE_LENGTH} in GF(2^8), got "
