@@ -17,6 +17,7 @@ INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
 # name -> (module, what it does). In the order of the help.
 VERBS: dict[str, tuple[str, str]] = {
+    "plan": ("holdfast.cli.plan", "what a cluster would survive, and what it would cost"),
     "config": ("holdfast.cli.config", "check a config file, or show each value and where it came from"),
     "keys": ("holdfast.cli.keys", "make or list the nodes' keys"),
 }

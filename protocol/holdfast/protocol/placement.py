@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from holdfast.protocol.exit_codes import ExitCode, OperatorError
+from holdfast.protocol.survival import memory_factor
 
 # A stripe has one chunk on every member, and GF(2^8) tells 255 chunks apart. Said again here, so
 # that planning a cluster does not have to load the coding room; a test holds the two equal.
@@ -135,14 +136,14 @@ class Placement:
                 f"beside parity "
                 f"{self.parity}. Set group_size to {sizes[-1]} to say so yourself."
             ]
-        growth = _memory_factor(sizes[0], self.parity) / _memory_factor(wished, self.parity)
+        growth = memory_factor(size=sizes[0], parity=self.parity) / memory_factor(size=wished, parity=self.parity)
         if growth < _MEMORY_GROWTH_WORTH_A_WARNING:
             return []
         return [
             f"{len(self.domains)} nodes do not fill groups of {wished}, so they are in groups of "
             f"{text}: a node holds "
-            f"{_memory_factor(sizes[0], self.parity):.2f} x its image per slot instead of "
-            f"{_memory_factor(wished, self.parity):.2f} x. {self._size_advice(wished)}"
+            f"{memory_factor(size=sizes[0], parity=self.parity):.2f} x its image per slot instead of "
+            f"{memory_factor(size=wished, parity=self.parity):.2f} x. {self._size_advice(wished)}"
         ]
 
     def _size_advice(self, wished: int) -> str:
@@ -221,8 +222,3 @@ def _domains_within(load: Counter[str], budget: int) -> int:
         if lost > budget:
             return count
     return len(load)
-
-
-def _memory_factor(size: int, parity: int) -> float:
-    """Bytes that a node holds per byte of its image and slot, in a group of `size`."""
-    return 1 + parity / (size - parity)
