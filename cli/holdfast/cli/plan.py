@@ -4,7 +4,6 @@ Covers the questions and the answers' layout; the formulas are `holdfast.protoco
 """
 
 import argparse
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ MTBF_H_DEFAULT = 6334.0
 REPLACE_S_DEFAULT = 600.0  # until a spare machine has taken a lost node's slot
 DOMAINS_FILE_BYTES_MAX = 1 << 20
 GROUPS_SHOWN_MAX = 8  # --json lists all
+CHANCE_SHOWN_MIN = 1e-9  # what the model leaves out (whole domains, software) is likelier than that
 
 _GIB = 1 << 30
 
@@ -60,7 +60,7 @@ def add_parser(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
         "plan",
         help="what a cluster would survive, and what it would cost",
-        description="What a cluster would survive, and what it would cost in memory, traffic and time. Needs no daemon.",
+        description="What a cluster would survive, and cost in memory, traffic and time. Needs no daemon.",
         epilog="Example: holdfast plan --nodes 64 --parity 2 --image-gib 96 --link-gb-s 25 --step-s 4 --snapshot-s 0.1",
     )
     add = parser.add_argument
@@ -247,12 +247,10 @@ def _as_text(question: Question, answer: Mapping[str, object]) -> str:
 
 def _headline(placement: Placement) -> str:
     node_count, group_count = len(placement.domains), len(placement.groups)
-    sizes = " and ".join(
-        f"{count} of {size}" for size, count in sorted(Counter(map(len, placement.groups)).items(), reverse=True)
-    )
+    sizes = " and ".join(str(size) for size in sorted({len(group) for group in placement.groups}, reverse=True))
     return (
         f"{_count(node_count, 'node')} in {_count(len(set(placement.domains)), 'failure domain')}, "
-        f"{_count(group_count, 'group')} ({sizes}), parity {placement.parity}"
+        f"{_count(group_count, 'group')} of {sizes}, parity {placement.parity}"
     )
 
 
@@ -271,30 +269,34 @@ def _survival_rows(question: Question) -> list[tuple[str, str]]:
         return [("nodes", "none"), ("processes", "any number")]
     return [
         ("nodes", f"any {report.node_losses} {where}"),
-        ("domains", f"any {report.domain_losses} at once" if report.domain_losses else "none for sure"),
+        ("domains", _domain_losses(report.domain_losses, len(set(question.placement.domains)))),
         ("processes", "any number"),
     ]
+
+
+def _domain_losses(losses: int, domain_count: int) -> str:
+    if losses == 0:
+        return "not of every one (see the warning)"
+    return f"any {losses} of the {domain_count}{' at once' if losses > 1 else ''}"
 
 
 def _cost_rows(question: Question) -> list[tuple[str, str]]:
     memory, traffic = _memory(question), _traffic(question)
     slots, factor = question.slots, memory["factor"]
-    rows = [
-        ("memory", f"{_gib(memory['node_bytes'])} ({slots} slots x {factor:.2f} x {_gib(question.image_bytes)})"),
-        ("traffic", f"{_gib(traffic['sent_bytes'] or 0)} out and as much in per snapshot{_at(traffic['snapshot_s'])}"),
-    ]
+    rows = [("memory", f"{_gib(memory['node_bytes'])} ({slots} slots x {factor:.2f} x {_gib(question.image_bytes)})")]
     if question.placement.parity:
-        rows.append(
-            ("rebuild", f"{_gib(traffic['rebuilt_bytes'] or 0)} in once it was lost{_at(traffic['rebuild_s'])}")
-        )
+        both_ways, rebuilt = _gib(traffic["sent_bytes"] or 0), _gib(traffic["rebuilt_bytes"] or 0)
+        rows.append(("traffic", f"{both_ways} each way per snapshot{_at(traffic['snapshot_s'])}"))
+        rows.append(("rebuild", f"{rebuilt} received by its replacement{_at(traffic['rebuild_s'])}"))
     return rows
 
 
 def _odds_rows(question: Question) -> list[tuple[str, str]]:
     odds = _odds(question)
     assumed = (
-        f"a node fails every {question.mtbf_h:,.0f} h (so one of the {len(question.placement.domains)} every "
-        f"{_duration(question.job_mtbf_s)}), independently,\nand is replaced and rebuilt in {_duration(odds['repair_s'])}"
+        f"a node fails every {question.mtbf_h:,.0f} h (any of the {len(question.placement.domains)} every "
+        f"{_duration(question.job_mtbf_s)}), independently of others,\n"
+        f"and is replaced and rebuilt within {_duration(odds['repair_s'])}"
     )
     return [
         ("in a day", _chance(odds["loss_per_day"])),
@@ -320,7 +322,7 @@ def _interval_rows(question: Question) -> list[tuple[str, str]]:
     often = f"every {_duration(seconds)}" if every is None else steps
     if every is not None and every != 1:
         often += f" ({_duration(seconds)})"
-    return [("interval", often), ("reason", why), ("time lost", f"{wasted:.2%} of it, to snapshots and repeated work")]
+    return [("interval", often), ("reason", why), ("time lost", f"{wasted:.2%}, to snapshots and repeated work")]
 
 
 def _count(number: int, noun: str) -> str:
@@ -345,9 +347,9 @@ def _duration(seconds: float) -> str:
 
 def _chance(probability: float) -> str:
     """A probability as people compare them: percent down to one in a thousand, then one in so many."""
-    if probability == 0:
-        return "never, to the precision of this computation"
+    if probability < CHANCE_SHOWN_MIN:
+        return f"less than 1 in {1 / CHANCE_SHOWN_MIN:,.0f}"
     if probability >= 0.001:
         return f"{probability:.2%}" if probability < 0.9999 else "almost surely"
-    digits = len(f"{1 / probability:.0f}") - 3
-    return f"1 in {round(1 / probability, -digits):,.0f}"
+    rarity = 1 / probability
+    return f"1 in {round(rarity, 3 - len(str(int(rarity)))):,.0f}"
