@@ -1,9 +1,106 @@
-"""The command line's one use of ZeroMQ."""
+"""The command line's one use of ZeroMQ: a short conversation with a daemon, and new keys."""
+
+import socket
+import time
+from os import environ
+from pathlib import Path
+from typing import Any, TypeVar
 
 import zmq
+from holdfast.protocol import frames, limits, messages
+from holdfast.protocol.exit_codes import ExitCode, OperatorError
+
+ANSWER_S = 5.0  # a daemon answers within milliseconds, the collector within a heartbeat; longer means that it hangs
+
+T = TypeVar("T", messages.StatusAnswer, messages.RecoverAnswer, messages.ForgetAnswer)
 
 
 def new_keypair() -> tuple[str, str]:
     """A fresh CURVE key pair: public and secret, 40 characters of Z85 each."""
     public, secret = zmq.curve_keypair()
     return public.decode("ascii"), secret.decode("ascii")
+
+
+def default_socket() -> Path:
+    """The daemon's socket if none is named: $HOLDFAST_SOCKET (the first, if it lists several), then the usual places."""
+    listed = [path for path in environ.get("HOLDFAST_SOCKET", "").split(",") if path]
+    if listed:
+        return Path(listed[0])
+    system = Path("/run/holdfast/holdfast.sock")
+    runtime = environ.get("XDG_RUNTIME_DIR")
+    return system if system.exists() or not runtime else Path(runtime) / "holdfast" / "holdfast.sock"
+
+
+class Daemon:
+    """A conversation with the daemon on one socket. Use as a context manager."""
+
+    def __init__(self, path: Path) -> None:
+        """Connect. Raises OperatorError (daemon unreachable) if nobody answers."""
+        self.path = path
+        self._door = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._door.settimeout(ANSWER_S)
+        try:
+            self._door.connect(str(path))
+            welcome = frames.decode_door(self._door.recv(2 * limits.TEXT_CHARS_MAX))
+        except (OSError, frames.FrameRefusedError) as error:
+            self._door.close()
+            raise OperatorError(
+                ExitCode.UNREACHABLE,
+                f"no daemon answers on {path}: {error}; start one with 'holdfast daemon', or name its socket with "
+                "--socket or HOLDFAST_SOCKET",
+            ) from error
+        assert isinstance(welcome, messages.Welcome)
+        if welcome.protocol != limits.PROTOCOL_VERSION:
+            self._door.close()
+            raise OperatorError(
+                ExitCode.WRONG_CLUSTER,
+                f"expected protocol version {limits.PROTOCOL_VERSION}, the daemon on {path} speaks {welcome.protocol}; "
+                "use the holdfast command of the same version",
+            )
+        self.welcome = welcome
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
+        self._dealer = self._context.socket(zmq.DEALER)
+        self._dealer.setsockopt(zmq.ROUTING_ID, welcome.token.encode())
+        self._dealer.setsockopt(zmq.LINGER, 0)
+        self._dealer.setsockopt(zmq.MAXMSGSIZE, limits.CONTROL_FRAME_BYTES_MAX)
+        self._dealer.connect(welcome.endpoint)
+
+    def __enter__(self) -> "Daemon":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the conversation."""
+        self._dealer.close(0)
+        self._context.destroy(linger=0)
+        self._door.close()
+
+    def status(self) -> dict[str, Any]:
+        """The cluster's status, schema "holdfast.status/1"."""
+        return self._ask(messages.AskStatus(), messages.StatusAnswer).status
+
+    def recover(self, node: str | None = None) -> messages.RecoverAnswer:
+        """Start the rebuild of one node, or of all that lost something."""
+        return self._ask(messages.AskRecover(node), messages.RecoverAnswer)
+
+    def forget(self, job: str) -> bool:
+        """Free all that a job holds. Returns whether the daemon knew the job."""
+        return self._ask(messages.AskForget(job), messages.ForgetAnswer).found
+
+    def _ask(self, question: messages.ClientMessage, kind: type[T]) -> T:
+        self._dealer.send(frames.encode(question))
+        deadline_s = time.monotonic() + ANSWER_S
+        while (left_s := deadline_s - time.monotonic()) > 0:
+            if not self._dealer.poll(int(left_s * 1000) + 1):
+                continue
+            answer = frames.decode_daemon(self._dealer.recv())
+            if isinstance(answer, messages.Denied):
+                raise OperatorError(ExitCode(answer.exit_code), answer.text)
+            if isinstance(answer, kind):
+                return answer
+        raise OperatorError(
+            ExitCode.UNREACHABLE,
+            f"the daemon on {self.path} did not answer within {ANSWER_S} s; look at its log, or restart its worker",
+        )

@@ -17,6 +17,11 @@ INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
 # name -> (module, what it does). In the order of the help.
 VERBS: dict[str, tuple[str, str]] = {
+    "daemon": ("holdfast.cli.daemon", "run one node: keeper and worker"),
+    "status": ("holdfast.cli.status", "how safe the cluster's jobs are, and the state of each node"),
+    "check": ("holdfast.cli.check", "for monitors: exit 0 ok, 1 warning, 2 critical, 3 unknown"),
+    "recover": ("holdfast.cli.recover", "rebuild what a replaced node lost, with progress"),
+    "forget": ("holdfast.cli.forget", "free all memory that a finished job holds, on every node"),
     "plan": ("holdfast.cli.plan", "what a cluster would survive, and what it would cost"),
     "config": ("holdfast.cli.config", "check a config file, or show each value and where it came from"),
     "keys": ("holdfast.cli.keys", "make or list the nodes' keys"),

@@ -30,8 +30,8 @@ class LinkLostError(DaemonUnreachableError):
 def socket_path(given: str | os.PathLike[str] | None, *, local_rank: int) -> Path:
     """Where the daemon's socket is: as given, $HOLDFAST_SOCKET, /run/holdfast, $XDG_RUNTIME_DIR/holdfast.
 
-    The value may list several sockets, separated by commas: ranks of one host then use them in turn, by local rank. That is
-    how one torchrun drives several nodes on one machine.
+    The value may list several sockets, separated by commas: ranks of one host then use them in turn, by local rank.
+    That is how one torchrun drives several nodes on one machine.
     """
     listed = os.fspath(given) if given is not None else os.environ.get("HOLDFAST_SOCKET", "")
     if listed:
@@ -138,7 +138,8 @@ class Link:
         known = self._maps.get((given.job, given.slot))
         if known is not None and known[0] == given.generation:
             return
-        # The pages exist: the daemon has populated them. This fills our page table, so that the first snapshot is no slower.
+        # The pages exist: the daemon has populated them. This fills our page table, so that the first snapshot is no
+        # slower.
         mapping = mmap.mmap(descriptor, given.data_bytes)
         try:
             mapping.madvise(_MADV_POPULATE_WRITE)

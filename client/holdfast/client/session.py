@@ -2,8 +2,8 @@
 
 Pure: no socket, clock, thread or memory. `Link` moves the messages, `Stager` waits for what is asked here.
 
-A session lives as long as one connection. Everything in it is forgotten when the daemon goes; the plan is said again to its
-successor.
+A session lives as long as one connection. Everything in it is forgotten when the daemon goes; the plan is said again
+to its successor.
 """
 
 from dataclasses import dataclass, field

@@ -1,8 +1,8 @@
 """The step hook: what a training loop calls. See `Snapshotter`.
 
-Covers the training thread's side: who the ranks are, which steps are staged, how long training may be held up, and what a
-fault does to it (it costs protection, loudly, and never the run). What waits for the daemon is in `Stager`; what a rank's state
-is, as bytes, is in `shard` and `restore`.
+Covers the training thread's side: who the ranks are, which steps are staged, how long training may be held up, and
+what a fault does to it (it costs protection, loudly, and never the run). What waits for the daemon is in `Stager`;
+what a rank's state is, as bytes, is in `shard` and `restore`.
 """
 
 import logging
@@ -18,7 +18,6 @@ from typing import Any, Literal, Self
 import msgspec
 import torch
 import torch.distributed as dist
-
 from holdfast.client.errors import (
     CommitTimeoutError,
     DaemonUnreachableError,
@@ -69,9 +68,11 @@ class Snapshotter:
     """Keeps a job's state safe in the memory of its nodes, and brings it back.
 
     Args:
-        state: names to anything with `state_dict`/`load_state_dict`, or to a tensor. Held by reference; its bytes are read
+        state: names to anything with `state_dict`/`load_state_dict`, or to a tensor. Held by reference; its bytes are
+        read
             between `step()` and the next update.
-        job: the job's name: letters, digits, '.', '_' and '-', at most 64. Two jobs on one cluster don't see each other.
+        job: the job's name: letters, digits, '.', '_' and '-', at most 64. Two jobs on one cluster don't see each
+        other.
         every: steps between two snapshots, equal on all ranks.
         socket: the daemon's Unix socket; default $HOLDFAST_SOCKET, /run/holdfast/holdfast.sock, then
             $XDG_RUNTIME_DIR/holdfast/holdfast.sock. A comma-separated list gives each local rank its own.
@@ -360,9 +361,9 @@ class Snapshotter:
     def stats(self) -> dict[str, Any]:
         """Where this rank's snapshots stand.
 
-        Keys: `staged_step`, `sealed_step`, `protected_step`, `committed_step` (steps or None), `stall_s` (`last` and `total`
-        seconds that training was held up), `staged_bytes` (of one snapshot of this rank), `skipped` (count), `attached`,
-        `problem` (why protection does not work now, or empty).
+        Keys: `staged_step`, `sealed_step`, `protected_step`, `committed_step` (steps or None), `stall_s` (`last` and
+        `total` seconds that training was held up), `staged_bytes` (of one snapshot of this rank), `skipped` (count),
+        `attached`, `problem` (why protection does not work now, or empty).
         """
         standing = self._stager.standing
         return {

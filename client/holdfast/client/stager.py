@@ -1,7 +1,7 @@
 """The background thread of a rank: it owns the link to the daemon, copies shards into the arena, and listens for commits.
 
-Covers everything that waits for the daemon, so that the training thread never does but in the named places (`restore`, `wait`,
-`close`, and `before_update` while bytes are being copied). A daemon that goes away is met again by itself.
+Covers everything that waits for the daemon, so that the training thread never does but in the named places (`restore`,
+`wait`, `close`, and `before_update` while bytes are being copied). A daemon that goes away is met again by itself.
 """
 
 import logging

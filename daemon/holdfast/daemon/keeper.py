@@ -1,11 +1,11 @@
 """Holds a node's memory over the death of its worker. Run as ``python -m holdfast.daemon.keeper -- WORKER-ARGUMENT...``.
 
-Covers starting the worker, restarting it when it dies, and keeping the memory descriptors that it hands over. Knows nothing of
-what is in the memory. Standard library only, no threads, no network: there is little here that could fail.
+Covers starting the worker, restarting it when it dies, and keeping the memory descriptors that it hands over. Knows
+nothing of what is in the memory. Standard library only, no threads, no network: there is little here that could fail.
 
-The worker speaks over a SOCK_SEQPACKET pair: ``hold NAME`` with one descriptor, ``drop NAME``. A new worker is first told all
-that is held (``have NAME`` with its descriptor), then ``start``. A worker whose keeper was killed starts a new one with
-``--adopt PID --channel FD`` and hands everything over.
+The worker speaks over a SOCK_SEQPACKET pair: ``hold NAME`` with one descriptor, ``drop NAME``. A new worker is first
+told all that is held (``have NAME`` with its descriptor), then ``start``. A worker whose keeper was killed starts a
+new one with ``--adopt PID --channel FD`` and hands everything over.
 """
 
 import argparse

@@ -1,7 +1,8 @@
 """Messages to frames and back; what is refused, and by which name.
 
 Covers encoding, size limits, and the checks that every frame between daemons must pass: protocol version, cluster,
-epoch, message type. Knows no socket. Any bytes either decode or raise FrameRefusedError with a code; nothing else escapes.
+epoch, message type. Knows no socket. Any bytes either decode or raise FrameRefusedError with a code; nothing else
+escapes.
 """
 
 from collections.abc import Sequence

@@ -4,7 +4,8 @@ Covers the stripe map of one group: a pure function of (n, m, chunks per member)
 
 Stripe s of a group of n members has its m parity chunks on the members (s + j) mod n, j < m; the other k = n - m
 members give their next data chunk, in member order. So load and memory are even and nobody is "the parity node".
-Members whose images are shorter give nothing to the late stripes: an absent chunk is a chunk of zeros, never sent or stored.
+Members whose images are shorter give nothing to the late stripes: an absent chunk is a chunk of zeros, never sent or
+stored.
 """
 
 from collections.abc import Iterator

@@ -1,8 +1,8 @@
 """What takes the view of many nodes: when a snapshot is committed, and which one a job restores.
 
-Commit: whoever has seen the facts of all participants may say "committed", because a fact never becomes untrue; so every node
-watches, and the lowest live one announces. Restore: the collector hears all live nodes first, then takes the newest snapshot
-that any of them knows to be committed and that can be recovered from what the live ones hold.
+Commit: whoever has seen the facts of all participants may say "committed", because a fact never becomes untrue; so
+every node watches, and the lowest live one announces. Restore: the collector hears all live nodes first, then takes
+the newest snapshot that any of them knows to be committed and that can be recovered from what the live ones hold.
 """
 
 from dataclasses import dataclass, field

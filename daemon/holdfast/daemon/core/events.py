@@ -1,7 +1,7 @@
 """What can happen to a daemon. Facts in the past; the shell makes them, `Node.handle` takes them.
 
-Time comes beside every event as `now_ns`, the shell's monotonic clock. Each action that can end in several ways has one event
-per ending.
+Time comes beside every event as `now_ns`, the shell's monotonic clock. Each action that can end in several ways has
+one event per ending.
 """
 
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
 """One job on one node: its attempt, layout, ranks, memory, and which snapshots are open, committed or given up.
 
-Covers everything but the bytes' journey (`protect`, `rebuild`) and the cluster-wide decisions (`collector`). One instance per
-job name; state changes of slots go through `Slot.move`.
+Covers everything but the bytes' journey (`protect`, `rebuild`) and the cluster-wide decisions (`collector`). One
+instance per job name; state changes of slots go through `Slot.move`.
 """
 
 from dataclasses import dataclass, field

@@ -1,7 +1,7 @@
 """What a restarted worker must know of the memory that its keeper still holds.
 
-Covers the record and its bytes. The shell keeps two checksummed copies in held memory and writes them in turn, so that a
-worker that dies while writing leaves the other copy whole.
+Covers the record and its bytes. The shell keeps two checksummed copies in held memory and writes them in turn, so that
+a worker that dies while writing leaves the other copy whole.
 """
 
 from typing import Literal

@@ -1,7 +1,7 @@
 """The name of a piece of arena memory, and the order of what lies in it.
 
-Covers names and offsets; the shell owns the bytes. A slot has two pieces: `data` (this node's image, shared with its trainers)
-and `guard` (this node's parity chunks, then a table of digests), which leaves the daemon never.
+Covers names and offsets; the shell owns the bytes. A slot has two pieces: `data` (this node's image, shared with its
+trainers) and `guard` (this node's parity chunks, then a table of digests), which leaves the daemon never.
 """
 
 from dataclasses import dataclass

@@ -1,7 +1,8 @@
 """One node's brain: every event enters by `Node.handle`, every decision leaves as an action.
 
-Covers dispatch, the order of effects, and what concerns all jobs at once (heartbeats, the ledger, forgetting). The ledger is
-written before anything else that an event causes, so that a stated fact is never newer than what a restarted worker knows.
+Covers dispatch, the order of effects, and what concerns all jobs at once (heartbeats, the ledger, forgetting). The
+ledger is written before anything else that an event causes, so that a stated fact is never newer than what a restarted
+worker knows.
 """
 
 from collections.abc import Mapping

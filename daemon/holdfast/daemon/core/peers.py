@@ -1,7 +1,7 @@
 """Who is alive, under which incarnation, and who collects.
 
-Covers what this node believes of the others from what it heard. A peer's death is a fact here, never an exception. The collector
-is the lowest live node this node knows; two collectors at once do no harm, because facts never become untrue.
+Covers what this node believes of the others from what it heard. A peer's death is a fact here, never an exception. The
+collector is the lowest live node this node knows; two collectors at once do no harm, because facts never become untrue.
 """
 
 from dataclasses import dataclass, field
@@ -55,7 +55,8 @@ class Peers:
             self.ctx.emit(DialPeer(node))
 
     def _dial_candidates(self) -> None:
-        # Dial 0, 1, 2, ... up to the first that is alive or might still answer: a node talks to its group and its collector only.
+        # Dial 0, 1, 2, ... up to the first that is alive or might still answer: a node talks to its group and its
+        # collector only.
         joining = self.ctx.now_ns < self.started_ns + int(limits.JOIN_S * 1e9)
         for node in range(self.ctx.node):
             self._dial(node)

@@ -1,6 +1,7 @@
 """From sealed to protected: digests, chunks to the parity holders, parity from what the others send, and the fact at the end.
 
-Covers the exchange of one job's open snapshots on one node. What may be sent when is in `Transfer`; which slot is open is in `Job`.
+Covers the exchange of one job's open snapshots on one node. What may be sent when is in `Transfer`; which slot is open
+is in `Job`.
 """
 
 from dataclasses import dataclass

@@ -1,10 +1,10 @@
 """Bringing back what this node lost of a committed snapshot: its image and its parity, stripe by stripe, from k chunks each.
 
-Covers one rebuild of one job on one node: which chunks are asked from whom, what happens when a source is silent, dead or wrong,
-and when the snapshot is whole again. The same machine repairs single chunks that fail their digest at rest.
+Covers one rebuild of one job on one node: which chunks are asked from whom, what happens when a source is silent, dead
+or wrong, and when the snapshot is whole again. The same machine repairs single chunks that fail their digest at rest.
 
-Every rebuilt data chunk must have the digest that its owner announced before the loss. A rebuilt parity chunk is encoded from
-data chunks that passed theirs, so nothing wrong can enter it.
+Every rebuilt data chunk must have the digest that its owner announced before the loss. A rebuilt parity chunk is
+encoded from data chunks that passed theirs, so nothing wrong can enter it.
 """
 
 from collections import deque

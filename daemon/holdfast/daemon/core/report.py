@@ -1,7 +1,7 @@
 """What a node says of itself in heartbeats, and the cluster's status made from everybody's heartbeats.
 
-Covers telling, not deciding. The status is a tree of plain values with the schema name "holdfast.status/1"; its verdict is
-the worst over all jobs and nodes.
+Covers telling, not deciding. The status is a tree of plain values with the schema name "holdfast.status/1"; its
+verdict is the worst over all jobs and nodes.
 """
 
 from typing import Any

@@ -1,7 +1,7 @@
 """Giving a rank its shard of a committed snapshot back: verified first, rebuilt first if it was lost.
 
-Covers OpenShard and CloseShard of one job on one node. The snapshot can't be released under a restoring rank: a newer commit
-needs a sealed shard of every role, and a role stages only after its restore.
+Covers OpenShard and CloseShard of one job on one node. The snapshot can't be released under a restoring rank: a newer
+commit needs a sealed shard of every role, and a role stages only after its restore.
 """
 
 from dataclasses import dataclass, field

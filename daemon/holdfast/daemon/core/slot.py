@@ -79,7 +79,9 @@ class Slot:
         assert phase in _NEXT[self.phase], f"slot {self.index}: {self.phase.name} -> {phase.name} is no legal step"
         self.phase = phase
         if phase is Phase.COMMITTED:
-            self.transfer = None  # every participant has stated its fact: nobody needs a chunk of it for parity any more
+            self.transfer = (
+                None  # every participant has stated its fact: nobody needs a chunk of it for parity any more
+            )
 
     def claim(self, phase: Phase, snapshot: SnapshotId) -> None:
         """Take an EMPTY slot for a snapshot."""

@@ -1,11 +1,11 @@
 """The exchange of one snapshot's chunks between one node and its group: what goes out, what came in, what is still missing.
 
-Pure bookkeeping of one node and one snapshot. Outgoing: every own data chunk goes to each parity holder of its stripe, in
-stripe order, within a window of credits per peer. Incoming: contributions to the parity that this node holds, each accepted
-once and only if its digest is the one its owner announced on the control plane.
+Pure bookkeeping of one node and one snapshot. Outgoing: every own data chunk goes to each parity holder of its stripe,
+in stripe order, within a window of credits per peer. Incoming: contributions to the parity that this node holds, each
+accepted once and only if its digest is the one its owner announced on the control plane.
 
-Chunks are sent in stripe order and a holder acknowledges a stripe's contributions when the stripe is encoded; so the lowest
-incomplete stripe of a holder is always next in line at each of its senders, and the window can't deadlock.
+Chunks are sent in stripe order and a holder acknowledges a stripe's contributions when the stripe is encoded; so the
+lowest incomplete stripe of a holder is always next in line at each of its senders, and the window can't deadlock.
 """
 
 from collections import deque

@@ -1,7 +1,7 @@
 """The bytes of the arena: making, populating, mapping and freeing slot memory.
 
-Covers memory of slots by name. Who may have how much is the core's business; who holds descriptors over our death is the
-keeper's. Mappings stay valid while anybody still uses a view of them, also after `free`.
+Covers memory of slots by name. Who may have how much is the core's business; who holds descriptors over our death is
+the keeper's. Mappings stay valid while anybody still uses a view of them, also after `free`.
 """
 
 import mmap

@@ -1,7 +1,7 @@
 """Work on bytes, off the loop's thread: digests, parity, rebuilding, verifying, and populating memory.
 
-Covers carrying out actions that touch many bytes; each ends in an event. One thread codes, another makes memory, so that a
-job that attaches never delays the protection of another. Work on memory that was freed meanwhile does nothing.
+Covers carrying out actions that touch many bytes; each ends in an event. One thread codes, another makes memory, so
+that a job that attaches never delays the protection of another. Work on memory that was freed meanwhile does nothing.
 """
 
 import logging

@@ -1,7 +1,8 @@
 """The Unix socket: where trainers and commands arrive, get their memory as descriptors, and are known to be alive.
 
-Covers the listening socket, the start lock, and one connection per client. The connection carries frames only from the daemon
-to the client; its end tells each side that the other is gone, and comes after the last thread of a killed process has ended.
+Covers the listening socket, the start lock, and one connection per client. The connection carries frames only from the
+daemon to the client; its end tells each side that the other is gone, and comes after the last thread of a killed
+process has ended.
 """
 
 import fcntl

@@ -1,7 +1,7 @@
 """The worker's side of the keeper's channel, and the ledger in held memory.
 
-Covers which descriptors the keeper holds for us and how a successor finds them. The worker has the same descriptors, so it can
-bring a killed keeper back.
+Covers which descriptors the keeper holds for us and how a successor finds them. The worker has the same descriptors,
+so it can bring a killed keeper back.
 """
 
 import fcntl

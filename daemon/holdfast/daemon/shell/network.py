@@ -1,11 +1,11 @@
 """ZeroMQ: the control plane, the bulk plane and the trainers' messages. The one file of the daemon that imports zmq.
 
-Covers sockets, keys and framing. Every frame is checked here (size, form, cluster, epoch, and that the key belongs to the node
-that it claims) before the core hears of it; what fails is refused by name and never raises further.
+Covers sockets, keys and framing. Every frame is checked here (size, form, cluster, epoch, and that the key belongs to
+the node that it claims) before the core hears of it; what fails is refused by name and never raises further.
 
-Control: each node sends on a DEALER of its own to each peer's ROUTER, under CURVE; a ROUTER answers on the same connection only
-to refuse. Bulk: PUSH to the peer's PULL, one header frame and one raw frame, sent straight from the arena. Trainers: a ROUTER on
-an ipc endpoint; a message counts only under a token that the Unix socket handed out.
+Control: each node sends on a DEALER of its own to each peer's ROUTER, under CURVE; a ROUTER answers on the same
+connection only to refuse. Bulk: PUSH to the peer's PULL, one header frame and one raw frame, sent straight from the
+arena. Trainers: a ROUTER on an ipc endpoint; a message counts only under a token that the Unix socket handed out.
 
 Threads: `ControlPlane` lives on the loop's thread, `BulkPlane` runs its own.
 """

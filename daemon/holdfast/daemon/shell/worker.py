@@ -1,7 +1,7 @@
 """The worker: the loop that turns what happens into events, and the core's decisions into deeds.
 
-Run by the keeper as ``python -m holdfast.daemon.shell.worker``. Covers start-up (config, lock, memory, ledger), the loop, and a
-clean stop. Decides nothing: every `if` about snapshots, peers or budgets is in the core.
+Run by the keeper as ``python -m holdfast.daemon.shell.worker``. Covers start-up (config, lock, memory, ledger), the
+loop, and a clean stop. Decides nothing: every `if` about snapshots, peers or budgets is in the core.
 """
 
 import argparse

@@ -1,0 +1,148 @@
+"""`holdfast recover`: rebuild what replaced nodes lost, and show how far it is.
+
+Covers asking and watching; the rebuild runs in the daemons and goes on if this command is interrupted. On a terminal
+one line is rewritten; otherwise each change is a JSON line on stderr. `--json` prints one object at the end.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from holdfast.cli.arguments import Subparsers, add_json_flag
+from holdfast.cli.link import Daemon, default_socket
+from holdfast.cli.output import emit, emit_json
+from holdfast.cli.status import mib
+from holdfast.protocol.exit_codes import ExitCode, OperatorError
+
+LOOK_S = 0.2  # between two looks at the progress
+STALLED_S = 60.0  # without progress for so long, the command gives up watching
+
+Watcher = Callable[[dict[str, dict[str, Any]]], None]
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Add the verb."""
+    parser = subparsers.add_parser("recover", help="rebuild what a replaced node lost, with progress")
+    parser.add_argument("--socket", type=Path, metavar="PATH", help="the daemon to ask; default: HOLDFAST_SOCKET")
+    parser.add_argument("--node", metavar="NAME", help="the node to rebuild; default: all that lost something")
+    parser.add_argument("--dry-run", action="store_true", help="only say what would be rebuilt")
+    add_json_flag(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Start the rebuild, watch it to its end."""
+    with Daemon(args.socket or default_socket()) as daemon:
+        before = daemon.status()
+        if problem := _unrecoverable(before):
+            raise OperatorError(ExitCode.NOT_RECOVERABLE, problem)
+        lost = losses(before)
+        if args.node is not None:
+            _refuse_unknown(args.node, before)
+            lost = {args.node: lost[args.node]} if args.node in lost else {}
+        if args.dry_run or not lost:
+            return _say_plan(lost, dry_run=args.dry_run, as_json=args.json)
+        started_s = time.monotonic()
+        daemon.recover(args.node)
+        watch(daemon, set(lost), _progress_line)
+        seconds = time.monotonic() - started_s
+    total = sum(entry["lost_bytes"] for entry in lost.values())
+    if args.json:
+        emit_json("holdfast.recover/1", {"nodes": sorted(lost), "bytes": total, "seconds": seconds, "dry_run": False})
+    else:
+        emit(f"rebuilt {mib(total)} on {', '.join(sorted(lost))} in {seconds:.2f} s")
+    return int(ExitCode.DONE)
+
+
+def losses(status: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What each live node lost: node -> lost_bytes, rebuilt_bytes, rebuild (the worst state of its jobs)."""
+    found: dict[str, dict[str, Any]] = {}
+    for node in status["nodes"]:
+        held = [entry for entry in node["jobs"].values() if entry["lost_bytes"]]
+        if held and node["state"] == "up":
+            states = [entry["rebuild"] for entry in held]
+            found[node["name"]] = {
+                "lost_bytes": sum(entry["lost_bytes"] for entry in held),
+                "rebuilt_bytes": sum(entry["rebuilt_bytes"] for entry in held),
+                "rebuild": next((s for s in ("failed", "running") if s in states), ""),
+            }
+    return found
+
+
+def watch(daemon: Daemon, names: set[str], report: Watcher) -> None:
+    """Follow the rebuild of these nodes until they are whole.
+
+    Raises:
+        OperatorError: one failed (not recoverable), or nothing moves any more.
+    """
+    last, moved_s = -1, time.monotonic()
+    while True:
+        status = daemon.status()
+        lost = {name: entry for name, entry in losses(status).items() if name in names}
+        report(lost)
+        if not lost:
+            return
+        failed = [name for name, entry in lost.items() if entry["rebuild"] == "failed"]
+        if failed:
+            raise OperatorError(
+                ExitCode.NOT_RECOVERABLE,
+                f"the rebuild of {', '.join(failed)} failed: {_unrecoverable(status) or 'see the log of that node'}",
+            )
+        done = sum(entry["rebuilt_bytes"] for entry in lost.values()) - sum(e["lost_bytes"] for e in lost.values())
+        if done != last:
+            last, moved_s = done, time.monotonic()
+        elif time.monotonic() - moved_s > STALLED_S:
+            raise OperatorError(
+                ExitCode.BUG,
+                f"no progress for {STALLED_S} s on {', '.join(sorted(lost))}; see 'holdfast status' and their logs",
+            )
+        time.sleep(LOOK_S)
+
+
+def _unrecoverable(status: dict[str, Any]) -> str:
+    for job in status["jobs"]:
+        if job["verdict"] == "LOST":
+            return (
+                f"job {job['name']}: step {job['committed_step']} is not recoverable: {job['reason']}. Bring back the memory of "
+                "enough of these nodes, or start from an older or durable copy"
+            )
+    return ""
+
+
+def _refuse_unknown(name: str, status: dict[str, Any]) -> None:
+    nodes = {node["name"]: node for node in status["nodes"]}
+    if name not in nodes:
+        raise OperatorError(ExitCode.USAGE, f"--node: expected one of {', '.join(nodes)}, found {name!r}")
+    if nodes[name]["state"] != "up":
+        raise OperatorError(
+            ExitCode.UNREACHABLE,
+            f"node {name} is {nodes[name]['state']}: start a replacement with 'holdfast daemon --node {name}' first",
+        )
+
+
+def _say_plan(lost: dict[str, dict[str, Any]], *, dry_run: bool, as_json: bool) -> int:
+    total = sum(entry["lost_bytes"] for entry in lost.values())
+    if as_json:
+        emit_json("holdfast.recover/1", {"nodes": sorted(lost), "bytes": total, "seconds": 0.0, "dry_run": dry_run})
+    elif not lost:
+        emit("nothing is lost: no rebuild is needed")
+    else:
+        for name, entry in sorted(lost.items()):
+            emit(f"would rebuild {mib(entry['lost_bytes'])} on {name}")
+    return int(ExitCode.DONE)
+
+
+def _progress_line(lost: dict[str, dict[str, Any]]) -> None:
+    if not sys.stderr.isatty():
+        for name, entry in sorted(lost.items()):
+            sys.stderr.write(json.dumps({"event": "rebuild", "node": name, **entry}) + "\n")
+        return
+    parts = [
+        f"{name} {e['rebuilt_bytes'] / e['lost_bytes']:.0%} of {mib(e['lost_bytes'])}"
+        for name, e in sorted(lost.items())
+    ]
+    sys.stderr.write("\r\x1b[K" + ("rebuilding " + ", ".join(parts) if parts else ""))
+    sys.stderr.flush()

@@ -1,0 +1,124 @@
+"""`holdfast status`: the verdict first, then jobs and nodes. `--watch` shows it again and again.
+
+Covers asking and showing; what is true is decided in the daemon. The JSON is the daemon's own tree.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from holdfast.cli.arguments import Subparsers, add_json_flag
+from holdfast.cli.link import Daemon, default_socket
+from holdfast.cli.output import emit, emit_json, pairs, table
+from holdfast.protocol.exit_codes import ExitCode, OperatorError
+
+WATCH_S = 1.0  # between two looks
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Add the verb."""
+    parser = subparsers.add_parser("status", help="how safe the cluster's jobs are, and the state of each node")
+    parser.add_argument("--socket", type=Path, metavar="PATH", help="the daemon to ask; default: HOLDFAST_SOCKET")
+    parser.add_argument("--watch", action="store_true", help="show it every second until interrupted")
+    add_json_flag(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Ask and show."""
+    path = args.socket or default_socket()
+    if not args.watch:
+        _show(_ask(path), as_json=args.json)
+        return int(ExitCode.DONE)
+    while True:
+        try:
+            status = _ask(path)
+        except OperatorError as error:
+            emit(f"{error}")
+        else:
+            if sys.stdout.isatty() and not args.json:
+                sys.stdout.write("\x1b[H\x1b[2J")  # home and clear: the next picture replaces the last one
+            _show(status, as_json=args.json)
+        sys.stdout.flush()
+        time.sleep(WATCH_S)
+
+
+def _ask(path: Path) -> dict[str, Any]:
+    with Daemon(path) as daemon:
+        return daemon.status()
+
+
+def _show(status: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        emit_json(str(status["schema"]), {key: value for key, value in status.items() if key != "schema"})
+    else:
+        emit(render(status))
+
+
+def headline(status: dict[str, Any]) -> str:
+    """The verdict, and how many more nodes can be lost."""
+    losses = status["more_losses"]
+    text = f"{status['verdict']}  {_losses(losses)}"
+    return f"{text}\n  {status['reason']}" if status["reason"] else text
+
+
+def render(status: dict[str, Any]) -> str:
+    """The status as text."""
+    about = [
+        ("cluster", f"{status['cluster']}, epoch {status['epoch']}, parity {status['parity']}"),
+        ("seen by", f"{status['seen_by']}, collector {status['collector']}"),
+    ]
+    blocks = [headline(status), pairs(about)]
+    if status["jobs"]:
+        rows = [_job_cells(job) for job in status["jobs"]]
+        blocks.append(table(["job", "verdict", "committed", "ranks", "snapshot", "protect", "more losses"], rows))
+    header = ["node", "group", "state", "address", "arena", "holds"]
+    blocks.append(table(header, [_node_cells(node) for node in status["nodes"]]))
+    return "\n\n".join(blocks)
+
+
+def _losses(count: int | None) -> str:
+    match count:
+        case None:
+            return "losses that would be survived are not known"
+        case 0:
+            return "no node can be lost"
+        case 1:
+            return "1 more node can be lost in every group"
+        case _:
+            return f"{count} more nodes can be lost in every group"
+
+
+def _job_cells(job: dict[str, Any]) -> list[str]:
+    committed = "nothing" if job["committed_step"] is None else f"step {job['committed_step']}"
+    return [
+        job["name"] + (" (closed)" if job["closed"] else ""),
+        job["verdict"],
+        committed,
+        str(job["ranks"]),
+        "-" if job["snapshot_bytes"] is None else mib(job["snapshot_bytes"]),
+        f"{job['protect_s']:.2f} s" if job["protect_s"] else "-",
+        "-" if job["more_losses"] is None else str(job["more_losses"]),
+    ]
+
+
+def _node_cells(node: dict[str, Any]) -> list[str]:
+    state = node["state"] + (f": {node['reason']}" if node["reason"] and node["state"] == "refused" else "")
+    holds = [_held_text(name, held) for name, held in node["jobs"].items()]
+    arena = f"{mib(node['arena_bytes'])} of {mib(node['budget_bytes'])}" if node["budget_bytes"] else "-"
+    return [node["name"], str(node["group"]), state, node["address"], arena, "; ".join(holds) or "-"]
+
+
+def _held_text(name: str, held: dict[str, Any]) -> str:
+    if held["rebuild"] == "running":
+        share = held["rebuilt_bytes"] / held["lost_bytes"] if held["lost_bytes"] else 1.0
+        return f"{name}: rebuilding, {share:.0%} of {mib(held['lost_bytes'])}"
+    if held["lost_bytes"]:
+        return f"{name}: LOST {mib(held['lost_bytes'])}; 'holdfast recover' rebuilds it"
+    return f"{name}: step {held['committed_step']}" if held["committed_step"] is not None else f"{name}: -"
+
+
+def mib(size_bytes: int) -> str:
+    """A size for people."""
+    return f"{size_bytes / (1 << 20):.1f} MiB" if size_bytes < 10 << 30 else f"{size_bytes / (1 << 30):.1f} GiB"
