@@ -224,7 +224,7 @@ def _domains(given: str | None, node_count: int) -> list[str]:
     if len(lines) != node_count:
         raise OperatorError(
             ExitCode.USAGE,
-            f"--domains: expected {node_count} lines in {given}, one per node, found {len(lines)}; correct one of the two",
+            f"--domains: expected {node_count} lines in {given}, one per node, found {len(lines)}; correct one of them",
         )
     return lines
 
