@@ -54,7 +54,6 @@ ITEM_BYTES: dict[str, int] = {
     "int32": 4,
     "uint32": 4,
     "float32": 4,
-    "complex32": 4,
     "int64": 8,
     "uint64": 8,
     "float64": 8,

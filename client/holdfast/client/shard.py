@@ -38,6 +38,7 @@ from holdfast.client.rng import capture_rng
 from holdfast.client.sharding import SeenMesh, describe, local_of, version_of
 from holdfast.client.state_errors import LayoutChangedError, StateError, TornSnapshotError
 from holdfast.client.tensor_bytes import ByteArray, copy_out, raw_bytes
+from holdfast.client.updates import UpdateCounter, counter_of
 from holdfast.client.walk import MemoryKey, StateWalker, memory_key
 
 OBJECTS_CAPACITY_BYTES_MIN = 32 << 10  # room for a loader's and a scheduler's growth
@@ -114,6 +115,9 @@ class ShardLayout:
         self._header = plan_header(len(self.manifest), record.objects_capacity_bytes, payload_bytes)
         self.shard_bytes = self._header.shard_bytes
         self._heads: list[ByteArray] = []
+        self._counters = {
+            name: counter_of(item) for name, item in walker.state.items() if isinstance(item, torch.optim.Optimizer)
+        }
 
     @classmethod
     def build(cls, state: Mapping[str, object], *, allow_pickle: bool = False) -> "ShardLayout":
@@ -153,7 +157,12 @@ class ShardLayout:
         head = self._heads.pop() if self._heads else self._new_head()
         self._fill_head(head, header, objects)
         lazies = [source for source in self._sources if source.lazy]
-        return Capture(self, head, [(source, version_of(source.tensor)) for source in lazies])
+        return Capture(
+            self,
+            head,
+            [(source, version_of(source.tensor)) for source in lazies],
+            [(name, counter, counter.begun_count) for name, counter in self._counters.items()],
+        )
 
     def _refresh(self, flats: Mapping[str, Flat]) -> None:
         """Follow tensors that moved to other memory; refuse whatever changes the manifest."""
@@ -229,13 +238,20 @@ class Capture:
         eager_bytes: What was copied at once, plain objects included.
     """
 
-    __slots__ = ("_head", "_layout", "_lazies", "eager_bytes", "lazy_bytes")
+    __slots__ = ("_head", "_layout", "_lazies", "_updates", "eager_bytes", "lazy_bytes")
 
-    def __init__(self, layout: ShardLayout, head: ByteArray, lazies: Sequence[tuple[_Source, int]]) -> None:
+    def __init__(
+        self,
+        layout: ShardLayout,
+        head: ByteArray,
+        lazies: Sequence[tuple[_Source, int]],
+        updates: Sequence[tuple[str, UpdateCounter, int]],
+    ) -> None:
         """Use ``ShardLayout.capture``."""
         self._layout = layout
         self._head: ByteArray | None = head
         self._lazies = lazies
+        self._updates = updates
         self.lazy_bytes = sum(source.size_bytes for source, _ in lazies)
         self.eager_bytes = head.nbytes
 
@@ -248,8 +264,8 @@ class Capture:
 
         Raises:
             StateError: the target is of another size or read-only, or this was written before.
-            TornSnapshotError: a tensor was changed in place since the capture; the target holds a
-                mixture and must be discarded.
+            TornSnapshotError: a tensor was changed in place or an optimizer's step began since the
+                capture; the target holds a mixture and must be discarded.
         """
         expected_bytes = self._layout.shard_bytes
         if target.nbytes != expected_bytes or target.readonly or not target.c_contiguous:
@@ -263,12 +279,14 @@ class Capture:
         self._copy(head, target)
         self._layout._give_back(head)  # noqa: SLF001 - the two classes of this file are one thing
         lazies, self._lazies = self._lazies, ()
-        for source, version in lazies:
-            if version_of(source.tensor) != version:
-                raise TornSnapshotError(
-                    f"{show_path(source.path)}: changed while it was copied: call "
-                    "snapshotter.before_update() before changing parameters or optimizer state"
-                )
+        changed = [show_path(source.path) for source, version in lazies if version_of(source.tensor) != version]
+        # Its own sign, since not every optimizer's kernels count versions (see updates.py).
+        changed += [f"{name} (a step began)" for name, counter, count in self._updates if counter.begun_count != count]
+        if changed:
+            raise TornSnapshotError(
+                f"{changed[0]}: changed while it was copied, {len(changed)} in all: call "
+                "snapshotter.before_update() before changing parameters or optimizer state"
+            )
 
     def _copy(self, head: ByteArray, target: memoryview) -> None:
         shard = np.frombuffer(target, dtype=np.uint8)

@@ -45,7 +45,8 @@ def version_of(tensor: torch.Tensor) -> int:
 
     Changes of a DTensor count on the wrapper when they were made through it (an optimizer's), and
     on the local part when they were made there. What goes around autograd (``tensor.data``, another
-    library writing to the memory) counts nowhere and cannot be noticed.
+    library writing to the memory) counts nowhere and cannot be noticed; nor do
+    ``foreach`` and ``fused`` optimizers on DTensors, for which steps are counted (updates.py).
     """
     dtensor = as_dtensor(tensor)
     if dtensor is None:

@@ -249,15 +249,15 @@ def train(options: Options, *, rank: int, world_size: int) -> None:
     if start is not None:
         seconds = time.monotonic() - started_s
         events.append("restored", step=start, sha256=hash_state(state), seconds=seconds)
+    stalled_s = _stall_s(snapshotter)
     for step in range(0 if start is None else start + 1, options.steps):
         started_s = time.monotonic()
         loss = training.step()
-        stall_s = 0.0
         if snapshotter is not None:
-            before_s = time.monotonic()
             snapshotter.step(step)
-            stall_s = time.monotonic() - before_s
-        _report(events, step, loss, seconds=time.monotonic() - started_s, stall_s=stall_s)
+        seconds, total_s = time.monotonic() - started_s, _stall_s(snapshotter)
+        _report(events, step, loss, seconds=seconds, stall_s=total_s - stalled_s)
+        stalled_s = total_s
         if step in options.hash_steps or step == options.steps - 1:
             final = {"final": True} if step == options.steps - 1 else {}
             events.append("hash", step=step, sha256=hash_state(state), **final)
@@ -307,6 +307,11 @@ def _snapshotter(state: dict[str, object], options: Options) -> "Snapshotter":
     from holdfast.client import Snapshotter  # noqa: PLC0415
 
     return Snapshotter(state, job=options.job, every=options.every)
+
+
+def _stall_s(snapshotter: "Snapshotter | None") -> float:
+    """Seconds that protection held up training so far, in step() or before an update."""
+    return 0.0 if snapshotter is None else float(snapshotter.stats()["stall_s"]["total"])
 
 
 def _report(events: EventFile, step: int, loss: float, *, seconds: float, stall_s: float) -> None:
