@@ -46,7 +46,7 @@ def keeper_command(config_file: Path, node: str, socket_path: Path) -> list[str]
 
 
 def socket_of(config: ClusterConfig, node: str, environment: Mapping[str, str]) -> Path:
-    """Where a node's socket goes: as configured, else /run/holdfast if that can be written, else the user's runtime folder."""
+    """Where a node's socket goes: as configured, else /run/holdfast if writable, else the runtime folder."""
     configured = config.socket_of(node)
     if configured is not None:
         return Path(configured)

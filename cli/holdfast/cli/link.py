@@ -22,7 +22,7 @@ def new_keypair() -> tuple[str, str]:
 
 
 def default_socket() -> Path:
-    """The daemon's socket if none is named: $HOLDFAST_SOCKET (the first, if it lists several), then the usual places."""
+    """The daemon's socket if none is named: the first of $HOLDFAST_SOCKET, then the usual places."""
     listed = [path for path in environ.get("HOLDFAST_SOCKET", "").split(",") if path]
     if listed:
         return Path(listed[0])

@@ -106,8 +106,8 @@ def _unrecoverable(status: dict[str, Any]) -> str:
     for job in status["jobs"]:
         if job["verdict"] == "LOST":
             return (
-                f"job {job['name']}: step {job['committed_step']} is not recoverable: {job['reason']}. Bring back the memory of "
-                "enough of these nodes, or start from an older or durable copy"
+                f"job {job['name']}: step {job['committed_step']} is not recoverable: {job['reason']}. "
+                "Bring back the memory of enough of these nodes, or start from an older or durable copy"
             )
     return ""
 

@@ -19,7 +19,7 @@ class RefusedError(HoldfastError):
 
 
 class NotRecoverableError(HoldfastError):
-    """Something is committed, and it can't be restored. Raised whatever `on_error` says: going on would train from nothing."""
+    """Something is committed, and it can't be restored. Raised whatever `on_error` says."""
 
 
 class CommitTimeoutError(HoldfastError):

@@ -1,4 +1,6 @@
-"""The wires to the daemon: the Unix socket for arrival, memory and life signs, ZeroMQ for messages. The client's one zmq user.
+"""The wires to the daemon: a Unix socket for arrival, memory and life signs, ZeroMQ for messages.
+
+The client's one user of zmq.
 
 Covers connecting, sending, receiving with a bound on every wait, and mapping the memory that the daemon hands over. All
 methods on one thread. The connection's end raises LinkLostError wherever it is noticed.
@@ -48,7 +50,9 @@ class Link:
     """One connection to a daemon."""
 
     def __init__(self, path: Path, *, wake_fd: int) -> None:
-        """Connect and wait for the welcome, at most a few seconds. A `pump` that waits returns when `wake_fd` is readable.
+        """Connect and wait for the welcome, at most a few seconds.
+
+        A `pump` that waits returns when `wake_fd` is readable.
 
         Raises:
             DaemonUnreachableError: nobody listens there, or nobody answers.
@@ -141,10 +145,8 @@ class Link:
         # The pages exist: the daemon has populated them. This fills our page table, so that the first snapshot is no
         # slower.
         mapping = mmap.mmap(descriptor, given.data_bytes)
-        try:
+        with contextlib.suppress(OSError):  # an older kernel: the first copy pays for the faults
             mapping.madvise(_MADV_POPULATE_WRITE)
-        except OSError:
-            pass  # an older kernel: the first copy pays for the faults
         self._maps[given.job, given.slot] = (given.generation, mapping)
 
     def memory(self, job: str, slot: int, generation: int) -> memoryview | None:

@@ -5,6 +5,7 @@ what a fault does to it (it costs protection, loudly, and never the run). What w
 what a rank's state is, as bytes, is in `shard` and `restore`.
 """
 
+import contextlib
 import logging
 import os
 import warnings
@@ -31,7 +32,7 @@ from holdfast.client.link import socket_path
 from holdfast.client.ranks import Ranks
 from holdfast.client.restore import restore_into
 from holdfast.client.session import RankPlan
-from holdfast.client.shard import ShardLayout
+from holdfast.client.shard import Capture, ShardLayout
 from holdfast.client.stager import Stager
 from holdfast.client.state_errors import LayoutChangedError, ShardError
 from holdfast.protocol import limits, messages
@@ -152,8 +153,8 @@ class Snapshotter:
             )
         if lead.roles != self._ranks.world_size:
             raise NotRecoverableError(
-                f"{lead.snapshot} was staged by {lead.roles} ranks, this job has {self._ranks.world_size}; start it with "
-                f"{lead.roles} ranks"
+                f"{lead.snapshot} was staged by {lead.roles} ranks, this job has {self._ranks.world_size}; start "
+                f"it with {lead.roles} ranks"
             )
         self._attempt = lead.attempt
         failure = self._restore_shard(lead.snapshot)
@@ -233,7 +234,7 @@ class Snapshotter:
         if self._blocking:
             self._wait_for_staging()
 
-    def _capture(self, step: int) -> Any:
+    def _capture(self, step: int) -> Capture | None:
         assert self._layout is not None
         try:
             return self._layout.capture()
@@ -250,7 +251,7 @@ class Snapshotter:
             return None
 
     def before_update(self) -> None:
-        """Returns when the state may change again. Called by the optimizers' step pre-hook; other loops call it themselves."""
+        """Returns when the state may change again. The optimizers' step pre-hook calls it."""
         started_s = monotonic()
         self._wait_for_staging()
         waited_s = monotonic() - started_s
@@ -277,7 +278,7 @@ class Snapshotter:
     # --- the plan ---
 
     def _make_plan(self, step: int) -> bool:
-        """Agree with the other ranks on who stages what, from `step` on. A collective. Returns whether there is a plan."""
+        """Agree with the other ranks on who stages what, from `step` on. A collective; tells whether it worked."""
         if step < self._next_plan_step:
             return False
         part = _Part(self._job) if self._attempt is not None else self._ask(begin_fresh=True)
@@ -394,10 +395,8 @@ class Snapshotter:
         self._closed = True
         for hook in self._hooks:
             hook.remove()
-        try:
+        with contextlib.suppress(HoldfastError, FutureTimeoutError):  # the daemon sees the connection end anyway
             self._stager.submit(self._stager.leave).result(timeout=1.0)
-        except (HoldfastError, FutureTimeoutError):
-            pass  # the daemon sees the connection end
         self._stager.stop(timeout_s=self._max_stall_s)
 
     def __enter__(self) -> Self:
@@ -433,8 +432,8 @@ def _disagreement(parts: list[_Part]) -> str:
     for rank, part in enumerate(parts):
         if part.every != parts[0].every or part.step != parts[0].step:
             return (
-                f"rank {rank} stages every {part.every} steps from step {part.step} on, rank 0 every {parts[0].every} from "
-                f"step {parts[0].step} on; all ranks must agree"
+                f"rank {rank} stages every {part.every} steps from step {part.step} on, rank 0 every {parts[0].every} "
+                f"from step {parts[0].step} on; all ranks must agree"
             )
     return ""
 

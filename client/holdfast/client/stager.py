@@ -1,9 +1,10 @@
-"""The background thread of a rank: it owns the link to the daemon, copies shards into the arena, and listens for commits.
+"""The background thread of a rank: owns the link to the daemon, copies shards into the arena, listens for commits.
 
 Covers everything that waits for the daemon, so that the training thread never does but in the named places (`restore`,
 `wait`, `close`, and `before_update` while bytes are being copied). A daemon that goes away is met again by itself.
 """
 
+import contextlib
 import logging
 import os
 import threading
@@ -102,10 +103,8 @@ class Stager:
             if self._plan is not None and monotonic() >= self._retry_s:
                 self._meet_again()
             if self._link is None:
-                try:
+                with contextlib.suppress(Empty):
                     self._tasks.put(self._tasks.get(timeout=_IDLE_S))
-                except Empty:
-                    pass
                 return
         try:
             self._link.pump(_IDLE_S)
@@ -181,8 +180,8 @@ class Stager:
 
     def ask_restore(self, job: str, *, begin_fresh: bool, deadline_s: float) -> messages.RestoreAnswer:
         """Ask the cluster what to restore; begins a new attempt. Repeats the question if the answer is lost."""
+        session = self.link.session
         while True:
-            session = self.link.session
             session.ask("AskRestore")
             self.link.send(messages.AskRestore(job, begin_fresh))
             again_s = min(deadline_s, monotonic() + 2 * limits.HEAR_ALL_S + limits.JOIN_S)
@@ -195,7 +194,7 @@ class Stager:
                 )
 
     def open_shard(self, request: messages.OpenShard, *, patience_s: float) -> tuple[messages.ShardOpened, memoryview]:
-        """Have the shard verified, rebuilt if needed, and mapped. `patience_s` bounds the wait for signs of progress."""
+        """Have the shard verified, rebuilt if needed, and mapped. `patience_s` bounds the wait for progress."""
         while True:
             session = self.link.session
             session.ask("OpenShard")
@@ -217,13 +216,13 @@ class Stager:
 
     def _await_shard(self, patience_s: float) -> bool:
         session = self.link.session
-        seen = ""
-        deadline_s = monotonic() + patience_s
+        seen, deadline_s = "", monotonic() + patience_s
+
+        def moved() -> bool:
+            return session.opened is not None or "OpenShard" in session.denied or session.pending_text != seen
+
         while session.opened is None and "OpenShard" not in session.denied:
-            self._until(
-                lambda: session.opened is not None or "OpenShard" in session.denied or session.pending_text != seen,
-                deadline_s,
-            )
+            self._until(moved, deadline_s)
             if session.pending_text != seen:
                 seen, deadline_s = session.pending_text, monotonic() + patience_s
             elif monotonic() >= deadline_s:
@@ -236,8 +235,8 @@ class Stager:
 
     def say_plan(self, plan: RankPlan, *, deadline_s: float) -> None:
         """Tell the daemon this rank's place; returns when memory is ready."""
+        session = self.link.session
         while True:
-            session = self.link.session
             session.ask("Plan")
             self.link.send(messages.Plan(plan.job, plan.attempt, plan.role, plan.layout))
             self._until(lambda: session.accepted is not None or "Plan" in session.denied, deadline_s)

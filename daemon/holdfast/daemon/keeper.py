@@ -1,4 +1,4 @@
-"""Holds a node's memory over the death of its worker. Run as ``python -m holdfast.daemon.keeper -- WORKER-ARGUMENT...``.
+"""Holds a node's memory over the death of its worker: ``python -m holdfast.daemon.keeper -- WORKER-ARGUMENT...``.
 
 Covers starting the worker, restarting it when it dies, and keeping the memory descriptors that it hands over. Knows
 nothing of what is in the memory. Standard library only, no threads, no network: there is little here that could fail.
@@ -25,6 +25,12 @@ STOP_WAIT_S = 30.0  # a worker asked to stop gets so long before it is killed
 FINAL_EXITS = frozenset(
     {0, 2, 5}
 )  # stopped on purpose; wrong usage or config; wrong cluster or key: restarting won't help
+
+
+def say(text: str) -> None:
+    """Write a line to standard error, which is the log."""
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
 
 
 class Keeper:
@@ -115,21 +121,14 @@ class Keeper:
             code = self.watch(channel, pidfd)
             if self.stopping or code in FINAL_EXITS:
                 return code if code is not None else 0
-            print(
-                f"keeper: worker {self.worker_pid} ended ({code}); starting another",
-                file=sys.stderr,
-                flush=True,
-            )  # no logger here: standard error is the log
+            say(f"keeper: worker {self.worker_pid} ended ({code}); starting another")
             time.sleep(RESTART_PAUSE_S)
 
 
 def main() -> int:
     """Entry point."""
     if not __debug__:
-        print(
-            "holdfast refuses to run under python -O: its assertions guard stored state",
-            file=sys.stderr,
-        )  # as above
+        say("holdfast refuses to run under python -O: its assertions guard stored state")
         return 2
     parser = argparse.ArgumentParser(prog="holdfast.daemon.keeper")
     parser.add_argument("--adopt", type=int, default=0)

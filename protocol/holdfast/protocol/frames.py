@@ -24,7 +24,7 @@ _envelope_decoder = msgspec.msgpack.Decoder(Envelope)
 
 
 class FrameRefusedError(Exception):
-    """A frame was refused. `code` is one of the codes of `messages.Refused`; the text says what was expected and found."""
+    """A frame was refused. `code` is one of `messages.Refused`'s; the text says what was expected and found."""
 
     def __init__(self, code: str, text: str) -> None:
         super().__init__(f"{code}: {text}")

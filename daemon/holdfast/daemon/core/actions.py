@@ -95,7 +95,7 @@ class SendChunk:
 
 @dataclass(frozen=True, slots=True)
 class ServeChunk:
-    """Verify a resting chunk against its digest and send it to a peer that rebuilds; ends in nothing or ChunkNotServed."""
+    """Send a resting chunk, if it has its digest, to a peer that rebuilds; ends in nothing or ChunkNotServed."""
 
     node: int
     memory: Memory

@@ -125,8 +125,8 @@ class Collector:
             if len(lost) > geometry.parity_count:
                 names = ", ".join(self.ctx.name_of(node) for node in lost)
                 return (
-                    f"{snapshot} is not recoverable: of a group of {len(group)} nodes {len(lost)} are lost ({names}), parity "
-                    f"{geometry.parity_count} covers {geometry.parity_count}; needed: the memory of at least "
+                    f"{snapshot} is not recoverable: of a group of {len(group)} nodes {len(lost)} are lost ({names}), "
+                    f"parity {geometry.parity_count} covers {geometry.parity_count}; needed: the memory of at least "
                     f"{len(lost) - geometry.parity_count} of them, or parity {len(lost)}"
                 )
         return ""
@@ -135,7 +135,7 @@ class Collector:
 def lost_by_group(
     snapshot: SnapshotId, geometry: Geometry, reports: dict[int, JobReport]
 ) -> dict[tuple[int, ...], list[int]]:
-    """For each group that takes part: its nodes that should hold something of the snapshot and don't (or are not heard)."""
+    """For each group that takes part: its nodes that should hold some of the snapshot and don't, or are silent."""
     lost: dict[tuple[int, ...], list[int]] = {}
     for group in geometry.placement.groups:
         if not set(group) & geometry.participants:

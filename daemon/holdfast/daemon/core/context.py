@@ -28,6 +28,7 @@ class Context:
     free_bytes: int = 0
     dialled: set[int] = field(default_factory=set)
     down: set[int] = field(default_factory=set)  # heard once and silent now
+    requests: int = 0  # questions asked so far; numbers them
     actions: list[Action] = field(default_factory=list)
 
     def emit(self, action: Action) -> None:
@@ -57,6 +58,11 @@ class Context:
         """Append a message to the other members of this node's group."""
         for node in self.group:
             self.tell(node, message)
+
+    def new_request(self) -> int:
+        """A number for the next question to another node."""
+        self.requests += 1
+        return self.requests
 
     @property
     def group(self) -> tuple[int, ...]:

@@ -328,7 +328,7 @@ class Job:
         self.grant_waiting()
 
     def _away(self) -> str:
-        """The names of members of this group that are known to be down; staging now would only wait for its deadline."""
+        """Names of this group's members known to be down; staging now would only wait for its deadline."""
         return ", ".join(self.ctx.name_of(node) for node in self.ctx.group if node in self.ctx.down)
 
     def want_open(self, snapshot: SnapshotId) -> None:

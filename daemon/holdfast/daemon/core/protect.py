@@ -1,4 +1,4 @@
-"""From sealed to protected: digests, chunks to the parity holders, parity from what the others send, and the fact at the end.
+"""From sealed to protected: digests, chunks out to the parity holders, parity from those that come in, the fact.
 
 Covers the exchange of one job's open snapshots on one node. What may be sent when is in `Transfer`; which slot is open
 is in `Job`.
@@ -191,8 +191,8 @@ class Protect:
         assert snapshot is not None
         self.job.digest_failures += 1
         self.job.ctx.log(
-            f"job {self.job.name}: chunk {chunk} of node {self.job.ctx.name_of(node)} for {snapshot} arrived with a wrong "
-            "digest; asked for it again",
+            f"job {self.job.name}: chunk {chunk} of node {self.job.ctx.name_of(node)} for {snapshot} arrived with a "
+            "wrong digest; asked for it again",
             "warning",
         )
         key = ChunkKey(self.job.name, snapshot.attempt, snapshot.step, node, "data", chunk, reading=False)
@@ -257,7 +257,7 @@ class Protect:
             self.advance(slot)
 
     def peer_lost_flight(self, node: int) -> None:
-        """A peer restarted: what was in flight there is gone, and it will say so; until then nothing more is sent to it."""
+        """A peer restarted: what was in flight there is gone; nothing more is sent until it says that it has room."""
         for slot in self.job.slots:
             if slot.transfer is not None:
                 slot.transfer.ready.discard(node)

@@ -1,4 +1,4 @@
-"""Bringing back what this node lost of a committed snapshot: its image and its parity, stripe by stripe, from k chunks each.
+"""Bringing back what this node lost of a committed snapshot, stripe by stripe, from k chunks each.
 
 Covers one rebuild of one job on one node: which chunks are asked from whom, what happens when a source is silent, dead
 or wrong, and when the snapshot is whole again. The same machine repairs single chunks that fail their digest at rest.
@@ -355,7 +355,7 @@ class Rebuild:
 
     def _replan(self, stripe: int, node: int, reason: str) -> None:
         self.job.ctx.log(
-            f"job {self.job.name}: rebuild of stripe {stripe} goes on without node {self.job.ctx.name_of(node)}: {reason}",
+            f"job {self.job.name}: stripe {stripe} is rebuilt without node {self.job.ctx.name_of(node)}: {reason}",
             "warning",
         )
         self.excluded.add((stripe, node))

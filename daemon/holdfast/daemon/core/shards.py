@@ -59,7 +59,7 @@ class Shards:
                 else f"nowhere: the snapshot has {len(layout.shards)} ranks"
             )
             text = (
-                f"the shard of role {request.role} lies {where}, this rank runs on node {job.ctx.name_of(job.ctx.node)}; "
+                f"the shard of role {request.role} lies {where}, this rank runs on {job.ctx.name_of(job.ctx.node)}; "
                 "start each rank on the node of its role in the snapshot"
             )
             self._deny(client, text, code=ExitCode.NOT_RECOVERABLE)

@@ -1,4 +1,4 @@
-"""The exchange of one snapshot's chunks between one node and its group: what goes out, what came in, what is still missing.
+"""The exchange of one snapshot's chunks between one node and its group: what goes out, came in, is missing.
 
 Pure bookkeeping of one node and one snapshot. Outgoing: every own data chunk goes to each parity holder of its stripe,
 in stripe order, within a window of credits per peer. Incoming: contributions to the parity that this node holds, each

@@ -4,6 +4,7 @@ Covers memory of slots by name. Who may have how much is the core's business; wh
 the keeper's. Mappings stay valid while anybody still uses a view of them, also after `free`.
 """
 
+import contextlib
 import mmap
 from dataclasses import dataclass
 
@@ -96,10 +97,8 @@ class ArenaMemory:
 
 
 def _populate(mapping: mmap.mmap) -> None:
-    try:
+    with contextlib.suppress(OSError):  # a kernel without huge pages for shared memory: 4 KiB pages work as well
         mapping.madvise(mmap.MADV_HUGEPAGE)
-    except OSError:
-        pass  # a kernel without huge pages for shared memory; 4 KiB pages work as well
     mapping.madvise(_MADV_POPULATE_WRITE)
 
 

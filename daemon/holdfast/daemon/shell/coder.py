@@ -5,6 +5,7 @@ that a job that attaches never delays the protection of another. Work on memory 
 """
 
 import logging
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -14,6 +15,7 @@ from holdfast.coding import CodeParams, Engine, chunk_digest, decode_matrix, par
 from holdfast.daemon.core import actions, events
 from holdfast.daemon.shell.arena import ArenaMemory
 from holdfast.daemon.shell.network import BulkPlane, Outgoing
+from holdfast.protocol.exit_codes import ExitCode
 
 log = logging.getLogger(__name__)
 
@@ -63,9 +65,10 @@ class Coder:
     def _guarded(self, work: Callable[[A], None], action: A) -> None:
         try:
             work(action)
-        except Exception:  # the one broad catch of this thread: a bug here must be seen, and must not pass for success
-            log.exception("bug: %s failed", action)
-            raise
+        except Exception:  # the edge of this thread: a bug here must be seen, and must not leave a snapshot waiting
+            log.exception("bug: %s failed; the worker ends, its keeper starts another on the same memory", action)
+            logging.shutdown()
+            os._exit(ExitCode.BUG)
 
     def stop(self) -> None:
         """Let the running work end and take no more."""

@@ -126,7 +126,7 @@ class Door:
         return True
 
     def ended(self, client: int) -> bool:
-        """Whether a readable connection is at its end. What a client says here is ignored: its messages go elsewhere."""
+        """Whether a connection is at its end. What a client says here is ignored: its messages go elsewhere."""
         arrived = self.clients.get(client)
         if arrived is None:
             return True

@@ -5,6 +5,7 @@ loop, and a clean stop. Decides nothing: every `if` about snapshots, peers or bu
 """
 
 import argparse
+import contextlib
 import logging
 import os
 import queue
@@ -59,10 +60,8 @@ class Inbox:
         while len(found) < _EVENTS_PER_TURN_MAX and not self._events.empty():
             found.append(self._events.get())
         if self._events.empty():
-            try:
+            with contextlib.suppress(BlockingIOError):
                 os.eventfd_read(self.wake)
-            except BlockingIOError:
-                pass
             if not self._events.empty():
                 os.eventfd_write(self.wake, 1)
         return found

@@ -1,0 +1,177 @@
+"""What other nodes say, and what this node does about it.
+
+Covers the conversation between daemons: who is accepted, which part of the core hears which message, and the answers to
+a peer that lacks a layout, digests or a chunk.
+"""
+
+from dataclasses import dataclass
+
+from holdfast.daemon.core import events, serving
+from holdfast.daemon.core.asks import Asks
+from holdfast.daemon.core.collector import Collector
+from holdfast.daemon.core.context import Context
+from holdfast.daemon.core.job import Job
+from holdfast.daemon.core.peers import Peers
+from holdfast.daemon.core.registry import Registry
+from holdfast.daemon.core.restoring import Restoring
+from holdfast.protocol import limits, messages
+from holdfast.protocol.ids import SnapshotId
+
+
+@dataclass(slots=True)
+class PeerSide:
+    """The ear for other daemons."""
+
+    ctx: Context
+    peers: Peers
+    registry: Registry
+    collector: Collector
+    restoring: Restoring
+    asks: Asks
+
+    def refused(self, event: events.PeerRefused) -> None:
+        """A peer, or something that claims to be one, was refused, or refuses us."""
+        who = "a stranger" if event.node is None else f"node {self.ctx.name_of(event.node)}"
+        text = f"we refuse {who}: {event.text}" if event.by_us else f"{who} refuses us: {event.text}"
+        if event.node is not None and event.node != self.ctx.node:
+            peer = self.peers.table[event.node]
+            if peer.refused == text:
+                return
+            peer.refused = text
+            if event.code == "superseded" and not event.by_us and not self.registry.table and event.incarnation:
+                # Nothing is held here, so this is a fresh replacement whose clock lags: take the slot over.
+                self.ctx.incarnation = max(self.ctx.incarnation, event.incarnation + 1)
+                text += f"; going on as incarnation {self.ctx.incarnation}"
+        self.ctx.log(text, "error")
+
+    def said(self, event: events.PeerSaid) -> None:
+        """A checked frame came from another node."""
+        message = event.message
+        beat = message if isinstance(message, messages.Heartbeat) else None
+        if beat is not None and beat.config_digest != self.ctx.config_digest:
+            text = f"expected config digest {self.ctx.config_digest}, found {beat.config_digest}: its file differs"
+            self._refuse(event.node, "config", text)
+            return
+        known = self.peers.table[event.node].incarnation
+        accepted, lost_flight = self.peers.heard(event.node, event.incarnation, beat)
+        if not accepted:
+            text = f"incarnation {event.incarnation} is superseded by {known}, which holds this node's slot"
+            self._refuse(event.node, "superseded", text, incarnation=known)
+            return
+        if lost_flight:
+            self.flight_lost(event.node)
+        self._peer_message(event.node, message)
+
+    def _refuse(self, node: int, code: str, text: str, *, incarnation: int = 0) -> None:
+        self.refused(events.PeerRefused(node, code, text, by_us=True))
+        assert code in {"config", "superseded"}
+        self.ctx.tell(
+            node,
+            messages.Refused("config" if code == "config" else "superseded", text, incarnation),
+        )
+
+    def flight_lost(self, node: int) -> None:
+        """A peer went down or restarted: what was in flight to it is gone."""
+        for parts in self.registry:
+            parts.protect.peer_lost_flight(node)
+
+    def _peer_message(self, node: int, message: messages.PeerMessage) -> None:
+        match message:
+            case messages.Heartbeat():
+                for job_report in message.jobs:
+                    self._heard_report(node, job_report)
+            case messages.ReportWanted():
+                self.ctx.tell(node, self.registry.heartbeat())
+            case messages.RestoreAsked(job, request):
+                self.collector.ask(job, request, node)
+            case messages.RestoreDecided():
+                self.restoring.decided(message)
+            case messages.RebuildAsked(target):
+                self.asks.rebuild(target)
+            case messages.StatusWanted(request):
+                self.ctx.tell(node, messages.StatusGiven(request, self.registry.status()))
+            case messages.StatusGiven(request, status):
+                self.asks.status_given(request, status)
+            case messages.Refused(code, text, incarnation):
+                self.refused(events.PeerRefused(node, code, text, by_us=False, incarnation=incarnation))
+            case messages.JobForgotten(job, attempt):
+                parts = self.registry.get(job)
+                if parts is not None and parts.job.attempt <= attempt and self.registry.forget(job):
+                    self.ctx.tell_all(message)  # the collector passes it on to the other groups
+            case _:
+                self._peer_job_message(node, message)
+
+    def _peer_job_message(self, node: int, message: messages.PeerMessage) -> None:
+        name = getattr(message, "job", "")
+        parts = self.registry.obtain(name) if isinstance(message, messages.LayoutAnnounced) else self.registry.get(name)
+        if parts is None:
+            return
+        match message:
+            case messages.WantLayout(_, layout_id):
+                serving.send_layout(self.ctx, node, parts.job, layout_id)
+            case messages.LayoutAnnounced(_, attempt, layout, current):
+                if current:
+                    parts.job.adopt_plan(attempt, layout)
+                else:
+                    parts.job.learn_layout(layout)
+                self.collector.consider(parts.job)
+            case messages.WantDigests(_, snapshot):
+                serving.send_digests(self.ctx, node, parts.job, snapshot)
+            case messages.DigestsAnnounced():
+                parts.protect.announced(message)
+                parts.rebuild.announced(message)
+            case messages.SnapshotOpened(_, snapshot):
+                parts.protect.peer_opened(node, snapshot)
+            case messages.NodeProtected(_, snapshot, fact_node):
+                if fact_node == node:
+                    self.collector.fact(parts.job, snapshot, node)
+            case messages.NodeGaveUp(_, snapshot, loser, reason):
+                self._peer_gave_up(parts.job, snapshot, loser, reason, told_by=node)
+            case messages.SnapshotCommitted(_, snapshot):
+                if snapshot.attempt == parts.job.attempt:
+                    parts.job.commit(snapshot)
+            case messages.ReadChunk():
+                serving.serve_chunk(self.ctx, node, parts.job, message)
+            case messages.ChunkReply():
+                parts.protect.replied(node, message)
+            case messages.ChunkUnavailable():
+                parts.rebuild.unavailable(node, message)
+            case _:
+                raise AssertionError(f"no rule for {type(message).__name__}")
+
+    def _peer_gave_up(self, job: Job, snapshot: SnapshotId, loser: int, reason: str, *, told_by: int) -> None:
+        if snapshot in job.given_up:
+            return
+        text = f"node {self.ctx.name_of(loser)}: {reason}" if loser < len(self.ctx.config.nodes) else reason
+        job.peer_gave_up(snapshot, text[: limits.TEXT_CHARS_MAX])
+        if told_by == loser and self.peers.collector == self.ctx.node:
+            self.ctx.tell_all(messages.NodeGaveUp(job.name, snapshot, loser, reason))  # to the other groups
+
+    def _heard_report(self, node: int, heard: messages.JobReport) -> None:
+        parts = self.registry.obtain(heard.job) if heard.attempt else None
+        if parts is None:
+            return
+        job = parts.job
+        if heard.attempt > job.attempt:
+            job.begin_attempt(heard.attempt, heard.committed)
+        elif heard.attempt == job.attempt and heard.committed is not None:
+            job.commit(heard.committed)
+        if heard.attempt == job.attempt:
+            self._compare_layouts(node, job, heard)
+            for snapshot in heard.given_up:
+                self._peer_gave_up(job, snapshot, node, "given up there", told_by=node)
+            for snapshot in heard.open:
+                if snapshot.attempt == job.attempt:
+                    parts.protect.peer_opened(node, snapshot)
+            for snapshot in heard.held:
+                self.collector.fact(job, snapshot, node)
+
+    def _compare_layouts(self, node: int, job: Job, heard: messages.JobReport) -> None:
+        version = job.layout.version if job.layout is not None and job.planned else 0
+        if heard.layout_id is not None and heard.layout_version > version:
+            self.ctx.tell(node, messages.WantLayout(job.name, heard.layout_id))
+        if heard.committed == job.committed and heard.committed_layout_id is not None:
+            if heard.committed_layout_id in job.layouts:
+                job.committed_layout_id = job.committed_layout_id or heard.committed_layout_id
+            else:
+                self.ctx.tell(node, messages.WantLayout(job.name, heard.committed_layout_id))

@@ -1,0 +1,111 @@
+"""The jobs of one node, and the machines that work on each.
+
+Covers making, finding, forgetting and evicting jobs. What a job is and does is in `Job`.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from holdfast.daemon.core import report
+from holdfast.daemon.core.actions import Free
+from holdfast.daemon.core.arena import Arena
+from holdfast.daemon.core.collector import Collector
+from holdfast.daemon.core.context import Context
+from holdfast.daemon.core.job import Job
+from holdfast.daemon.core.memory import Memory, sizes_of
+from holdfast.daemon.core.peers import Peers
+from holdfast.daemon.core.protect import Protect
+from holdfast.daemon.core.rebuild import Rebuild
+from holdfast.daemon.core.shards import Shards
+from holdfast.daemon.core.slot import IN_FLIGHT, Phase, Slot
+from holdfast.protocol import limits, messages
+
+
+@dataclass(slots=True)
+class JobParts:
+    """A job and the machines that work on it."""
+
+    job: Job
+    protect: Protect
+    rebuild: Rebuild
+    shards: Shards
+
+
+@dataclass(slots=True)
+class Registry:
+    """All jobs that this node knows."""
+
+    ctx: Context
+    arena: Arena
+    peers: Peers
+    collector: Collector
+    table: dict[str, JobParts] = field(default_factory=dict)
+
+    def __iter__(self) -> Iterator[JobParts]:
+        return iter(list(self.table.values()))
+
+    def get(self, name: str) -> JobParts | None:
+        """A job by name, None if it is not known here."""
+        return self.table.get(name)
+
+    def owner(self, memory: Memory) -> JobParts | None:
+        """The job whose slot still has this memory; None if it was replaced or forgotten."""
+        parts = self.table.get(memory.job)
+        return parts if parts is not None and parts.job.find(memory) is not None else None
+
+    def heartbeat(self) -> messages.Heartbeat:
+        """What this node says of itself."""
+        reports = [report.job_report(parts.job, parts.rebuild) for parts in self]
+        return report.heartbeat(self.ctx, self.arena, reports)
+
+    def status(self) -> dict[str, object]:
+        """The cluster as this node sees it."""
+        jobs = {name: parts.job for name, parts in self.table.items()}
+        return report.status(self.ctx, self.peers, self.heartbeat(), jobs)
+
+    def obtain(self, name: str) -> JobParts | None:
+        """A job by name, created when it is new and there is room for one more."""
+        if name not in self.table:
+            if len(self.table) >= limits.JOB_COUNT_MAX:
+                self.ctx.log(f"job {name} refused: {limits.JOB_COUNT_MAX} jobs are the limit", "error")
+                return None
+            slots = [Slot(index, self.ctx.node) for index in range(self.ctx.config.slots)]
+            job = Job(self.ctx, self.arena, name, slots, touched_ns=self.ctx.now_ns)
+            rebuild = Rebuild(job, self.peers)
+            self.table[name] = JobParts(job, Protect(job), rebuild, Shards(job, rebuild))
+        return self.table[name]
+
+    def forget(self, name: str) -> bool:
+        """Free all that a job holds on this node."""
+        parts = self.table.pop(name, None)
+        if parts is None:
+            return False
+        parts.rebuild.cancel("the job was forgotten")
+        for slot in parts.job.slots:
+            if slot.phase is not Phase.ABSENT:
+                self.arena.release(slot.memory(name))
+                self.ctx.emit(Free(slot.memory(name)))
+        self.collector.facts.pop(name, None)
+        self.ctx.log(f"job {name}: forgotten, its memory is free")
+        return True
+
+    def evict_closed(self) -> None:
+        """Forget jobs that closed, or lost all their ranks, long ago."""
+        limit_ns = self.ctx.now_ns - int(self.ctx.config.closed_job_s * 1e9)
+        for name, parts in list(self.table.items()):
+            idle = not parts.job.writers and not any(s.phase in IN_FLIGHT for s in parts.job.slots)
+            if idle and parts.job.touched_ns < limit_ns:
+                self.forget(name)
+
+    def make_room(self, job: Job, plan: messages.Plan) -> None:
+        """Closed jobs give way when a new one needs their memory; the longest closed goes first."""
+        geometry = job.geometry(job.learn_layout(plan.layout))
+        needed = sizes_of(geometry, self.ctx.node).total_bytes * sum(s.phase is Phase.ABSENT for s in job.slots)
+        closed = sorted(
+            (parts.job.touched_ns, name) for name, parts in self.table.items() if parts.job.closed and name != job.name
+        )
+        for _, name in closed:
+            if self.arena.refusal(needed, free_bytes=self.ctx.free_bytes) is None:
+                return
+            self.ctx.log(f"job {name} is closed and gives way to job {job.name}", "warning")
+            self.forget(name)

@@ -1,0 +1,91 @@
+"""A job's question what to restore, on its way from a rank to the collector and back.
+
+Covers the conversation. What is decided, and from what, is in `Collector`.
+"""
+
+from dataclasses import dataclass, field
+
+from holdfast.daemon.core import report
+from holdfast.daemon.core.collector import Collector
+from holdfast.daemon.core.context import Context
+from holdfast.daemon.core.peers import Peers
+from holdfast.daemon.core.registry import Registry
+from holdfast.protocol import messages
+
+
+@dataclass(slots=True)
+class Restoring:
+    """The questions of this node's ranks, and those that this node answers as collector."""
+
+    ctx: Context
+    peers: Peers
+    registry: Registry
+    collector: Collector
+    asking: dict[int, tuple[int, messages.AskRestore]] = field(default_factory=dict)  # request -> (client, question)
+    unsent: list[tuple[int, messages.AskRestore]] = field(default_factory=list)  # wait until a collector is known
+
+    def ask(self, client: int, question: messages.AskRestore) -> None:
+        """Role 0 of a job wants to know what to restore: ask the collector."""
+        if not self.peers.settled:
+            self.unsent.append((client, question))
+            return
+        request = self.ctx.new_request()
+        self.asking[request] = (client, question)
+        target = self.peers.collector
+        if target == self.ctx.node:
+            self.collector.ask(question.job, request, self.ctx.node)
+        else:
+            self.ctx.tell(target, messages.RestoreAsked(question.job, request))
+
+    def tick(self) -> None:
+        """Answer what can be answered; send on what waited for a collector."""
+        self.answer()
+        for client, question in self.unsent[:]:
+            if self.peers.settled:
+                self.unsent.remove((client, question))
+                self.ask(client, question)
+
+    def client_gone(self, client: int) -> None:
+        """Forget the questions of a process that ended."""
+        self.unsent = [(c, question) for c, question in self.unsent if c != client]
+        self.asking = {r: (c, question) for r, (c, question) in self.asking.items() if c != client}
+
+    def answer(self) -> None:
+        """Decide the questions for which all live nodes were heard."""
+        for query in self.collector.queries[:]:
+            if not self.collector.ready(query):
+                continue
+            parts = self.registry.get(query.job)
+            own = report.job_report(parts.job, parts.rebuild) if parts is not None else None
+            decided = self.collector.decide(query, parts.job if parts else None, own)
+            if decided is None:
+                continue
+            self.collector.queries.remove(query)
+            self.ctx.tell_all(decided)
+            self.decided(decided, asker=query.asker)
+
+    def decided(self, decided: messages.RestoreDecided, asker: int | None = None) -> None:
+        """The collector has decided: begin the attempt here, and answer the rank if it asked here."""
+        if not decided.problem:
+            parts = self.registry.obtain(decided.job)
+            if parts is not None:
+                layout_id = parts.job.learn_layout(decided.layout) if decided.layout is not None else None
+                parts.job.begin_attempt(decided.attempt, decided.snapshot)
+                if parts.job.committed == decided.snapshot:
+                    parts.job.committed_layout_id = layout_id
+        if asker not in {None, self.ctx.node}:
+            return
+        if decided.request not in self.asking or self.asking[decided.request][1].job != decided.job:
+            return
+        client, question = self.asking.pop(decided.request)
+        fresh = question.begin_fresh
+        self.ctx.reply(
+            client,
+            messages.RestoreAnswer(
+                job=decided.job,
+                attempt=decided.attempt,
+                snapshot=None if fresh else decided.snapshot,
+                layout=None if fresh else decided.layout,
+                problem=decided.problem,
+            ),
+        )

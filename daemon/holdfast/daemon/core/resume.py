@@ -1,0 +1,96 @@
+"""What the ledger says, and how a restarted worker takes up what its predecessor held.
+
+Covers the way to and from `LedgerRecord`. When it is written is `Node`'s business, where it lies the shell's.
+"""
+
+from collections.abc import Mapping
+
+from holdfast.daemon.core.job import Job
+from holdfast.daemon.core.ledger import JobRecord, LedgerRecord, SlotRecord
+from holdfast.daemon.core.memory import Memory
+from holdfast.daemon.core.registry import Registry
+from holdfast.daemon.core.slot import Phase, Slot
+from holdfast.protocol.ids import SnapshotId
+
+
+def record(registry: Registry) -> LedgerRecord:
+    """What the ledger must say now."""
+    return LedgerRecord(
+        cluster=registry.ctx.config.cluster_name,
+        epoch=registry.ctx.config.epoch,
+        node=registry.ctx.node,
+        incarnation=registry.ctx.incarnation,
+        worker_session=registry.ctx.worker_session,
+        jobs=tuple(_job_record(parts.job) for parts in registry),
+    )
+
+
+def resume(registry: Registry, held: LedgerRecord, digests: Mapping[Memory, list[int]]) -> None:
+    """Take up what a predecessor held. `digests` are the tables read back from held memory.
+
+    What was in flight is given up: frames that the predecessor had acknowledged as received are gone.
+    """
+    for job_record in held.jobs:
+        parts = registry.obtain(job_record.name)
+        assert parts is not None
+        job = parts.job
+        job.attempt, job.closed = job_record.attempt, job_record.closed
+        job.layouts = {layout.layout_id: layout for layout in job_record.layouts}
+        job.current, job.planned = (
+            job_record.current_layout_id,
+            job_record.current_layout_id is not None,
+        )
+        job.committed, job.committed_layout_id = (
+            job_record.committed,
+            job_record.committed_layout_id,
+        )
+        job.given_up = list(job_record.given_up)
+        lost: list[SnapshotId] = []
+        for slot, slot_record in zip(job.slots, job_record.slots, strict=False):
+            _resume_slot(registry, job, slot, slot_record, digests, lost)
+        for snapshot in lost:
+            job.give_up_snapshot(snapshot, "the daemon's worker restarted while it was in flight")
+
+
+def _resume_slot(  # called in one place; a record for its arguments would say nothing more
+    registry: Registry,
+    job: Job,
+    slot: Slot,
+    record: SlotRecord,
+    digests: Mapping[Memory, list[int]],
+    lost: list[SnapshotId],
+) -> None:
+    slot.generation = record.generation
+    memory = slot.memory(job.name)
+    if record.phase in {"staging", "sealed"} and record.snapshot is not None:
+        lost.append(record.snapshot)
+    if record.layout_id is None or memory not in digests:
+        return
+    slot.geometry = job.geometry(record.layout_id)
+    slot.phase = Phase.EMPTY
+    registry.arena.reserve(memory, slot.sizes.total_bytes)
+    if record.phase in {"protected", "committed"} and record.snapshot is not None:
+        slot.phase, slot.snapshot = Phase(record.phase), record.snapshot
+        slot.digests = list(digests[memory])
+
+
+def _job_record(job: Job) -> JobRecord:
+    return JobRecord(
+        name=job.name,
+        attempt=job.attempt,
+        current_layout_id=job.current if job.planned else None,
+        layouts=tuple(job.layouts.values()),
+        committed=job.committed,
+        committed_layout_id=job.committed_layout_id,
+        given_up=tuple(job.given_up),
+        slots=tuple(
+            SlotRecord(
+                generation=slot.generation,
+                phase=slot.phase.value,
+                snapshot=slot.snapshot,
+                layout_id=slot.geometry.layout.layout_id if slot.geometry is not None else None,
+            )
+            for slot in job.slots
+        ),
+        closed=job.closed,
+    )
