@@ -16,15 +16,15 @@ def engines_under_test() -> list[Engine]:
     """All but the oracle, which they are compared with."""
     others = [select_engine(name) for name in engine_names() if name not in ("naive", "native")]
     levels: list[Engine] = [NativeEngine(level) for level in native_levels()]
-    if levels:  # both orders of access, whatever the size
-        levels.append(NativeEngine(stream=True, prefetch=True))
-        levels.append(NativeEngine(stream=False, prefetch=False))
+    if levels:  # all orders of access, whatever the size
+        levels.append(NativeEngine(stream=True, fetch="pages"))
+        levels.append(NativeEngine(stream=True, fetch="near"))
     return others + levels
 
 
 def engine_id(engine: Engine) -> str:
     if isinstance(engine, NativeEngine):
-        return f"native-{engine.level}-{engine._stream}{engine._prefetch}"
+        return f"native-{engine.level}-{engine._stream}{engine._fetch}"
     return engine.name
 
 

@@ -242,19 +242,19 @@ static int take(PyObject *module, PyObject *const *args, struct call *call)
     return failed ? -1 : 0;
 }
 
-/* matmul(coefficients, sources, destinations, accumulate, level, stream, prefetch) */
+/* matmul(coefficients, sources, destinations, accumulate, level, stream, fetch) */
 static PyObject *matmul(PyObject *module, PyObject *const *args, Py_ssize_t count)
 {
     struct call call = {.chunk_bytes = -1};
     const struct hf_level *level;
     int accumulate, failed;
-    long stream, prefetch;
+    long stream, fetch;
     if (count != 7)
         return PyErr_Format(PyExc_TypeError, "matmul takes 7 arguments, got %zd", count);
     level = level_of(module, args[4]);
     accumulate = PyObject_IsTrue(args[3]);
     stream = level ? PyLong_AsLong(args[5]) : 0;
-    prefetch = level && !PyErr_Occurred() ? PyLong_AsLong(args[6]) : 0;
+    fetch = level && !PyErr_Occurred() ? PyLong_AsLong(args[6]) : 0;
     if (!level || accumulate < 0 || PyErr_Occurred())
         return NULL;
     failed = take(module, args, &call);
@@ -268,7 +268,7 @@ static PyObject *matmul(PyObject *module, PyObject *const *args, Py_ssize_t coun
             .chunk_bytes = call.chunk_bytes < 0 ? 0 : (size_t)call.chunk_bytes,
             .accumulate = accumulate,
             .stream = stream < 0 ? HF_AUTO : stream > 0 ? HF_YES : HF_NO,
-            .prefetch = prefetch < 0 ? HF_AUTO : prefetch > 0 ? HF_YES : HF_NO,
+            .fetch = fetch < 0 || fetch > HF_FETCH_PAGES ? HF_FETCH_AUTO : (enum hf_fetch)fetch,
         };
         failed = run(level, &job);
         if (failed)

@@ -13,7 +13,7 @@ def matmul(
     accumulate: bool,
     level: int,
     stream: int,
-    prefetch: int,
+    fetch: int,
     /,
 ) -> None: ...
 def fingerprint(chunk: Buffer, level: int, /) -> bytes: ...

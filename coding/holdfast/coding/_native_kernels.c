@@ -22,10 +22,12 @@
 /* A page of every source per block: what page-ordered prefetch counts in. */
 #define BLOCK_BYTES ((size_t)4096)
 #define LINE_BYTES ((size_t)64)
+/* How far ahead the near fetch reaches: beyond the hardware's own, within its time of arrival. */
+#define NEAR_BYTES 384
 /* Up to here everything a call touches may stay in the L2 cache, where plain stores are best. */
 #define CACHED_BYTES ((size_t)1 << 20)
 /* From this many sources on, reading them side by side overtaxes the memory's open pages. */
-#define PREFETCH_SOURCES 8
+#define PAGES_SOURCES 8
 /* Tables of a small code live on the stack. */
 #define STACK_TABLE_BYTES 8192
 
@@ -58,13 +60,20 @@ INLINE void fetch_ahead(struct ahead *ahead, size_t count)
     for (size_t done = 0; done < count; done += LINE_BYTES) {
         if (ahead->source == ahead->source_count)
             return;
-        __builtin_prefetch(ahead->sources[ahead->source] + ahead->at, 0, 3);
+        __builtin_prefetch(ahead->sources[ahead->source] + ahead->at, 0, 2); /* L2: L1 is too small */
         ahead->at += LINE_BYTES;
         if (ahead->at >= ahead->stop) {
             ahead->at = ahead->start;
             ahead->source++;
         }
     }
+}
+
+/* A fetch beyond the end of a source does nothing: it never faults. */
+INLINE void fetch_near(const uint8_t *source, size_t count)
+{
+    for (size_t done = 0; done < count; done += LINE_BYTES)
+        __builtin_prefetch((const void *)((uintptr_t)source + NEAR_BYTES + done), 0, 3);
 }
 
 uint8_t hf_product(uint8_t left, uint8_t right)
@@ -379,12 +388,14 @@ static enum hf_choice choose_stream(const struct hf_job *job)
     return job->stream == HF_YES || touched > CACHED_BYTES ? HF_YES : HF_NO;
 }
 
-static enum hf_choice choose_prefetch(const struct hf_job *job)
+static enum hf_fetch choose_fetch(const struct hf_job *job)
 {
     size_t touched = (job->source_count + job->destination_count) * job->chunk_bytes;
-    if (job->prefetch != HF_AUTO)
-        return job->prefetch;
-    return job->source_count >= PREFETCH_SOURCES && touched > CACHED_BYTES ? HF_YES : HF_NO;
+    if (job->fetch != HF_FETCH_AUTO)
+        return job->fetch;
+    if (touched <= CACHED_BYTES)
+        return HF_FETCH_NONE;
+    return job->source_count >= PAGES_SOURCES ? HF_FETCH_PAGES : HF_FETCH_NEAR;
 }
 
 /* XOR parity, and rebuild from it: no product is needed. */
@@ -424,7 +435,7 @@ int hf_multiply(const struct hf_level *level, const struct hf_job *job)
             return -1;
     }
     chosen.stream = choose_stream(job);
-    chosen.prefetch = choose_prefetch(job);
+    chosen.fetch = choose_fetch(job);
     chosen.plain = is_plain(job);
     lay_out_tables(level, job, tables);
     level->multiply(&chosen, tables);

@@ -46,6 +46,8 @@ INLINE TARGET void LEVEL(step)(const struct hf_job *job, const uint8_t *tables,
                 total[r][v] ^= PRODUCT(parts[v], tables);
         if (ahead)
             fetch_ahead(ahead, vecs * W);
+        else if (job->fetch == HF_FETCH_NEAR)
+            fetch_near(source, vecs * W);
     }
     for (int r = 0; r < rows; r++)
         for (int v = 0; v < vecs; v++) {
@@ -125,11 +127,11 @@ TARGET static void LEVEL(multiply)(const struct hf_job *job, const uint8_t *tabl
     for (size_t start = 0; start < whole; start += BLOCK_BYTES) {
         size_t stop = smaller(start + BLOCK_BYTES, whole);
         const uint8_t *group_tables = tables;
-        if (job->prefetch == HF_YES)
+        if (job->fetch == HF_FETCH_PAGES)
             start_ahead(&ahead, stop, smaller(stop + BLOCK_BYTES, whole));
         for (size_t first = 0; first < job->destination_count; first += ROWS_MAX) {
             int rows = (int)smaller(ROWS_MAX, job->destination_count - first);
-            int fetch = job->prefetch == HF_YES && first == 0;
+            int fetch = job->fetch == HF_FETCH_PAGES && first == 0;
             LEVEL(rows)(job, group_tables, job->destinations + first, start, stop, rows,
                         fetch ? &ahead : NULL);
             group_tables += rows * job->source_count * TABLE_BYTES;
