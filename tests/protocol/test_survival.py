@@ -15,7 +15,7 @@ REFT_SURVIVAL = {
     10: (0.000277, 0.634876, 0.983362),
 }
 
-# Chance that nothing is lost with exactly so many nodes gone: (nodes, lost) -> pairs, XOR of 8, RS 8+2, RS 16+2, RS 16+4.
+# Chance that nothing is lost with exactly so many nodes gone: (nodes, lost) -> one for each code.
 CODES = ((2, 1), (8, 1), (8, 2), (16, 2), (16, 4))
 SURVIVAL_OF_LOSSES = {
     (64, 2): (0.98413, 0.88889, 1, 1, 1),

@@ -116,7 +116,7 @@ class ClusterConfig:
         problems: list[Problem] = []
         for setting in SETTINGS:
             value = getattr(self, setting.field)
-            if value is not None:
+            if value is not None or setting.default is not None or setting.required:
                 _read_into({}, setting, value, problems, hint="")
         rows = [{"name": node.name, "address": node.address, "domain": node.domain} for node in self.nodes]
         _read_nodes(rows, problems, {})
@@ -139,11 +139,10 @@ class ClusterConfig:
             if node.name == name:
                 return index
         meant = settings.closest(name, (node.name for node in self.nodes))
-        hint = f"; did you mean {meant!r}?" if meant else ""
+        hint = f" (did you mean {meant!r}?)" if meant else ""
         raise OperatorError(
             ExitCode.USAGE,
-            f"no node {name!r} among the {len(self.nodes)} nodes of cluster "
-            f"{self.cluster_name!r}{hint} "
+            f"no node {name!r} among the {len(self.nodes)} nodes of cluster {self.cluster_name!r}{hint}. "
             "Give a name from the config's [[node]] tables.",
         )
 
@@ -215,8 +214,7 @@ def config_digest(config: ClusterConfig) -> str:
     """A short digest of what must be equal on all nodes of a cluster.
 
     Covers cluster name, epoch, parity, group size, chunk size, and names and domains of the nodes
-    in order. Leaves
-    out what may differ from node to node: addresses, keys, budget, slots, sockets, engine.
+    in order. Leaves out what may differ from node to node: addresses, keys, budget, slots, sockets, engine.
     """
     content = [
         config.cluster_name,
