@@ -27,7 +27,7 @@ DIGEST_BATCH_CHUNKS = 16  # chunks digested in one go, so that sending starts be
 HEARTBEAT_S = 0.5
 PEER_DEADLINE_S = 2.5  # five heartbeats: a peer not heard for so long is down
 CHUNK_DEADLINE_S = 10.0  # a chunk not acknowledged for so long is sent again
-PROTECT_DEADLINE_S = 120.0  # a snapshot not protected for so long is given up
+PROTECT_STALL_S = 60.0  # a snapshot whose protection has not moved for so long is given up
 HEAR_ALL_S = 3.0  # how long the collector waits for live nodes before it decides what to restore
 JOIN_S = 3.0  # how long a node that just started waits for a lower collector before it takes the part itself
 ALLOCATE_DEADLINE_S = 120.0  # populating memory: slow kernels do 2 GiB/s
@@ -41,4 +41,4 @@ assert CHUNK_BYTES_MIN < CHUNK_BYTES_MAX
 assert DIGESTS_PER_MESSAGE_MAX * 8 < CONTROL_FRAME_BYTES_MAX
 assert WORLD_SIZE_MAX * 16 < CONTROL_FRAME_BYTES_MAX < LEDGER_BYTES
 assert HEARTBEAT_S * 2 < PEER_DEADLINE_S <= HEAR_ALL_S
-assert CHUNK_DEADLINE_S * CHUNK_RETRIES_MAX < PROTECT_DEADLINE_S
+assert CHUNK_DEADLINE_S * 2 < PROTECT_STALL_S

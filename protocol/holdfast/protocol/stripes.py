@@ -10,7 +10,7 @@ stored.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 
 
 @cache
@@ -95,13 +95,7 @@ class StripeMap:
 
     def parity_stripes(self, member: int) -> Iterator[int]:
         """The stripes whose parity `member` holds, in order; stripes without any real chunk are left out."""
-        _, parity = _residues(self.member_count, self.parity_count)
-        count = self.stripe_count
-        for cycle in range(-(-count // self.member_count)):
-            for residue in parity[member]:
-                stripe = cycle * self.member_count + residue
-                if stripe < count and self.contributions(stripe):
-                    yield stripe
+        return iter(_parity_stripes(self, member))
 
     def parity_index(self, stripe: int, member: int) -> int:
         """Where `member` keeps its parity chunk of `stripe`, counted in chunks from the start of its parity."""
@@ -111,5 +105,18 @@ class StripeMap:
 
     def parity_chunk_count(self, member: int) -> int:
         """Chunks of parity for which `member` needs room."""
-        last = max(self.parity_stripes(member), default=None)
-        return 0 if last is None else self.parity_index(last, member) + 1
+        stripes = _parity_stripes(self, member)
+        return self.parity_index(stripes[-1], member) + 1 if stripes else 0
+
+
+@lru_cache(maxsize=64)
+def _parity_stripes(stripes: StripeMap, member: int) -> tuple[int, ...]:
+    """Computed once per layout: a hundred thousand stripes take a while, and every snapshot asks."""
+    _, parity = _residues(stripes.member_count, stripes.parity_count)
+    count = stripes.stripe_count
+    candidates = (
+        cycle * stripes.member_count + residue
+        for cycle in range(-(-count // stripes.member_count))
+        for residue in parity[member]
+    )
+    return tuple(stripe for stripe in candidates if stripe < count and stripes.contributions(stripe))

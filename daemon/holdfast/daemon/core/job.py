@@ -375,7 +375,7 @@ class Job:
             return None
         slot.claim(Phase.STAGING, snapshot)
         slot.transfer = Transfer(geometry, self.ctx.node)
-        slot.deadline_ns = self.ctx.seconds(limits.PROTECT_DEADLINE_S)
+        slot.deadline_ns = self.ctx.seconds(limits.PROTECT_STALL_S)
         self.ctx.tell_group(messages.SnapshotOpened(self.name, snapshot))
         return slot
 

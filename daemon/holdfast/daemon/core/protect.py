@@ -10,7 +10,7 @@ from holdfast.daemon.core.actions import DigestChunks, DropFrames, EncodeParity,
 from holdfast.daemon.core.job import Job
 from holdfast.daemon.core.memory import ChunkKey, Memory
 from holdfast.daemon.core.slot import COMPLETE, IN_FLIGHT, Phase, Slot
-from holdfast.daemon.core.transfer import Arrival
+from holdfast.daemon.core.transfer import Arrival, Transfer
 from holdfast.protocol import limits, messages
 from holdfast.protocol.frames import pack_digests, unpack_digests
 from holdfast.protocol.ids import SnapshotId
@@ -64,10 +64,9 @@ class Protect:
 
     def _digest_next(self, slot: Slot) -> None:
         assert slot.transfer is not None
-        own = slot.transfer.own_digests
-        first = next((chunk for chunk, digest in enumerate(own) if digest is None), None)
-        if first is not None:
-            count = min(limits.DIGEST_BATCH_CHUNKS, len(own) - first)
+        first, total = slot.transfer.digested_count, len(slot.transfer.own_digests)
+        if first < total:
+            count = min(limits.DIGEST_BATCH_CHUNKS, total - first)
             self.job.ctx.emit(DigestChunks(slot.memory(self.job.name), first, count))
 
     def _send(self, slot: Slot) -> None:
@@ -252,9 +251,20 @@ class Protect:
         if slot is None:
             self.job.want_open(snapshot)
             slot = self.job.slot_of(snapshot)
-        if slot is not None and slot.transfer is not None:
+        if slot is not None and slot.transfer is not None and node not in slot.transfer.ready:
             slot.transfer.ready.add(node)
+            self._announce_to(slot, node)
             self.advance(slot)
+
+    def _announce_to(self, slot: Slot, node: int) -> None:
+        """Say all known own digests to one peer, again: it has just come back, or seems to have missed something."""
+        assert slot.transfer is not None
+        assert slot.snapshot is not None
+        known = [digest for digest in slot.transfer.own_digests if digest is not None]
+        for first in range(0, len(known), limits.DIGESTS_PER_MESSAGE_MAX):
+            packed = pack_digests(known[first : first + limits.DIGESTS_PER_MESSAGE_MAX])
+            said = messages.DigestsAnnounced(self.job.name, slot.snapshot, self.job.ctx.node, first, packed)
+            self.job.ctx.tell(node, said)
 
     def peer_lost_flight(self, node: int) -> None:
         """A peer restarted: what was in flight there is gone; nothing more is sent until it says that it has room."""
@@ -265,13 +275,19 @@ class Protect:
     def tick(self) -> None:
         """Deadlines."""
         for slot in self.job.slots:
-            if slot.transfer is None:
-                continue
-            if slot.phase in IN_FLIGHT and self.job.ctx.now_ns >= slot.deadline_ns:
-                self.job.give_up(
-                    slot,
-                    f"not protected within {limits.PROTECT_DEADLINE_S} s: {slot.transfer.missing_text()}",
-                )
-            else:
-                slot.transfer.expire(self.job.ctx.now_ns)
-                self.advance(slot)
+            if slot.transfer is not None:
+                self._check_deadlines(slot, slot.transfer)
+
+    def _check_deadlines(self, slot: Slot, transfer: Transfer) -> None:
+        now_ns = self.job.ctx.now_ns
+        if transfer.moved_count != slot.moved_count:
+            slot.moved_count, slot.deadline_ns = transfer.moved_count, self.job.ctx.seconds(limits.PROTECT_STALL_S)
+        if slot.phase in IN_FLIGHT and now_ns >= slot.deadline_ns:
+            text = f"no progress for {limits.PROTECT_STALL_S} s: {transfer.missing_text()}"
+            self.job.give_up(slot, text)
+            return
+        for node in transfer.expire(now_ns):
+            self._announce_to(slot, node)
+        self._send(slot)
+        if slot.phase is Phase.STAGING:
+            self.advance(slot)

@@ -10,6 +10,7 @@ from holdfast.daemon.core.ledger import JobRecord, LedgerRecord, SlotRecord
 from holdfast.daemon.core.memory import Memory
 from holdfast.daemon.core.registry import Registry
 from holdfast.daemon.core.slot import Phase, Slot
+from holdfast.daemon.core.transfer import Transfer
 from holdfast.protocol.ids import SnapshotId
 
 
@@ -72,6 +73,9 @@ def _resume_slot(  # called in one place; a record for its arguments would say n
     if record.phase in {"protected", "committed"} and record.snapshot is not None:
         slot.phase, slot.snapshot = Phase(record.phase), record.snapshot
         slot.digests = list(digests[memory])
+        if slot.phase is Phase.PROTECTED:
+            slot.transfer = Transfer(slot.geometry, slot.node)
+            slot.transfer.resume(digests[memory])
 
 
 def _job_record(job: Job) -> JobRecord:

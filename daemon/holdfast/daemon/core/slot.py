@@ -63,6 +63,7 @@ class Slot:
     digests: list[int | None] = field(default_factory=list)  # by Geometry: group's data, then own parity
     sealed_ns: int = 0
     deadline_ns: int = 0
+    moved_count: int = 0  # of the transfer, when the deadline was last put off
 
     def memory(self, job: str) -> Memory:
         """The name of this slot's memory."""
@@ -114,6 +115,8 @@ class Slot:
         assert holds == (self.snapshot is not None), (self.phase, self.snapshot)
         exchanging = self.phase in IN_FLIGHT or self.phase is Phase.PROTECTED
         assert exchanging or self.transfer is None, self.phase
+        if self.transfer is not None:
+            self.transfer.check()
         if self.phase in COMPLETE:
             assert self.geometry is not None
             assert all(d is not None for d in self.digests[: sum(self.geometry.stripes(self.node).chunk_counts)])

@@ -47,7 +47,9 @@ class Transfer:
     waiting: dict[int, deque[int]] = field(init=False)  # peer -> own chunks to send, in stripe order
     unacknowledged: dict[int, dict[int, int]] = field(init=False)  # peer -> chunk -> deadline_ns
     rejections: dict[tuple[int, int], int] = field(default_factory=dict)  # (peer, chunk) -> wrong digests
-    sent_count: int = 0
+    unknown_count: int = field(init=False)  # digests of the group's data that are not known yet, own ones included
+    digested_count: int = 0  # own chunks with a digest; they are digested in order
+    moved_count: int = 0  # raised by every step forward; what stands still for too long is given up
 
     def __post_init__(self) -> None:
         self.group = self.geometry.group_of(self.node)
@@ -58,6 +60,7 @@ class Transfer:
         }
         self.own_digests = [None] * stripes.chunk_counts[self.me]
         self.unencoded = set(stripes.parity_stripes(self.me)) if stripes.parity_count else set()
+        self.unknown_count = sum(stripes.chunk_counts)
         peers = [node for node in self.group if node != self.node]
         self.waiting = {node: deque() for node in peers}
         self.unacknowledged = {node: {} for node in peers}
@@ -71,6 +74,9 @@ class Transfer:
             if self.own_digests[chunk] is not None:
                 continue
             self.own_digests[chunk] = digest
+            self.unknown_count -= 1
+            self.digested_count += 1
+            self.moved_count += 1
             for member in stripes.parity_members(stripes.stripe_of(self.me, chunk)):
                 self.waiting[self.group[member]].append(chunk)
 
@@ -82,7 +88,6 @@ class Transfer:
             while queue and len(unacknowledged) < limits.CHUNK_CREDITS:
                 chunk = queue.popleft()
                 unacknowledged[chunk] = now_ns + int(limits.CHUNK_DEADLINE_S * 1e9)
-                self.sent_count += 1
                 sends.append((peer, chunk))
         return sends
 
@@ -91,17 +96,37 @@ class Transfer:
         if self.unacknowledged.get(peer, {}).pop(chunk, None) is None:
             return True  # late or repeated
         if ok:
+            self.moved_count += 1
             return True
         self.waiting[peer].appendleft(chunk)
         self.rejections[peer, chunk] = self.rejections.get((peer, chunk), 0) + 1
         return self.rejections[peer, chunk] < limits.CHUNK_RETRIES_MAX
 
-    def expire(self, now_ns: int) -> None:
-        """Queue overdue chunks again: the connection may have lost them. The snapshot's own deadline bounds this."""
+    def expire(self, now_ns: int) -> list[int]:
+        """Queue overdue chunks again, since the connection may have lost them; returns the peers that are late."""
+        late = []
         for peer, unacknowledged in self.unacknowledged.items():
             for chunk in sorted((c for c, due_ns in unacknowledged.items() if due_ns <= now_ns), reverse=True):
                 del unacknowledged[chunk]
                 self.waiting[peer].appendleft(chunk)
+                late.append(peer)
+        return sorted(set(late))
+
+    def resume(self, table: list[int]) -> None:
+        """Take up the exchange of a snapshot whose fact a predecessor stated: others may still need our chunks.
+
+        Args:
+            table: all data digests of the group, in member order.
+        """
+        start = 0
+        for member, count in enumerate(self.geometry.stripes(self.node).chunk_counts):
+            digests = table[start : start + count]
+            start += count
+            if member == self.me:
+                self.digested(0, tuple(digests))
+            else:
+                self.announce(member, 0, list(digests))
+        self.unencoded.clear()
 
     # --- incoming ---
 
@@ -113,6 +138,9 @@ class Transfer:
         stripes = self.geometry.stripes(self.node)
         wrong = []
         for chunk, digest in enumerate(digests, start=first_chunk):
+            if table[chunk] is None:
+                self.unknown_count -= 1
+                self.moved_count += 1
             table[chunk] = digest
             stripe = stripes.stripe_of(member, chunk)
             found = self.arrived.get(stripe, {}).get(member)
@@ -136,6 +164,7 @@ class Transfer:
         if expected is not None and expected != digest:
             return Arrival.BAD
         self.arrived.setdefault(stripe, {})[member] = digest
+        self.moved_count += 1
         return Arrival.KEPT
 
     def is_encoded(self, member: int, chunk: int) -> bool:
@@ -155,17 +184,20 @@ class Transfer:
     def encoded(self, stripe: int) -> None:
         """The parity chunk of a stripe is complete."""
         self.unencoded.discard(stripe)
+        self.moved_count += 1
         self.encoding.discard(stripe)
         self.arrived.pop(stripe, None)
 
     @property
     def complete(self) -> bool:
         """Own digests known, every digest of the group known, every parity chunk complete."""
-        return (
-            not self.unencoded
-            and all(digest is not None for digest in self.own_digests)
-            and all(digest is not None for table in self.announced.values() for digest in table)
-        )
+        return not self.unencoded and self.unknown_count == 0
+
+    def check(self) -> None:
+        """Assert that the counts say what the tables say."""
+        tables = [self.own_digests, *self.announced.values()]
+        assert self.unknown_count == sum(digest is None for table in tables for digest in table)
+        assert self.digested_count == sum(digest is not None for digest in self.own_digests)
 
     def missing_text(self) -> str:
         """What is still missing, for the operator."""
