@@ -136,6 +136,27 @@ def test_a_payload_of_another_length_than_the_manifest_tells_is_refused() -> Non
         parse_shard(memoryview(smaller + bytes(shard[HEADER_BYTES:-64])))
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"manifest_offset": 128},
+        {"manifest_bytes": 1 << 40},
+        {"objects_offset": 64},
+        {"objects_bytes": 129},
+        {"objects_capacity_bytes": 1 << 62},
+        {"objects_capacity_bytes": 1 << 20},
+        {"objects_capacity_bytes": 65},
+        {"shard_bytes": 64},
+    ],
+)
+def test_a_header_whose_parts_do_not_fit_is_refused(changes: dict[str, int]) -> None:
+    shard = shard_of(manifest(entry()))
+    header = parse_shard(memoryview(shard)).header
+    shard[:HEADER_BYTES] = header._replace(**changes).pack()
+    with pytest.raises(MalformedShardError, match=r"do not fit|the header tells"):
+        parse_shard(memoryview(shard))
+
+
 @given(st.binary(max_size=300))
 def test_any_bytes_are_refused_politely(noise: bytes) -> None:
     with pytest.raises(MalformedShardError):

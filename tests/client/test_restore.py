@@ -161,6 +161,12 @@ def other_names(state: dict[str, object]) -> None:
     state["model"] = nn.Sequential(nn.Linear(2, 2))
 
 
+def more_layers(state: dict[str, object]) -> None:
+    model = state["model"]
+    assert isinstance(model, nn.Sequential)
+    model.append(nn.Linear(5, 5))
+
+
 def other_shape(state: dict[str, object]) -> None:
     state["plain"] = torch.zeros(3, 3)
 
@@ -188,6 +194,7 @@ def other_groups(state: dict[str, object]) -> None:
     ("change", "words"),
     [
         (other_names, "model/0.weight: float32"),
+        (more_layers, "model/5.weight: not in the shard"),
         (other_shape, r"plain: float32 \[2, 3\] in the shard, float32 \[3, 3\] live"),
         (other_dtype, r"plain: float32 \[2, 3\] in the shard, int32 \[2, 3\] live"),
         (more_parts, "more: not in the shard"),

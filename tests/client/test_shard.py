@@ -232,7 +232,7 @@ def test_no_more_heads_are_kept_than_named() -> None:
 
 
 def test_shrinking_objects_leave_nothing_behind() -> None:
-    holder = Holder({"text": "secret" * 500})
+    holder = Holder({"text": "secret" * 3000})  # more than the rest of the archive
     layout = ShardLayout.build({"data": holder})
     assert b"secret" in written(layout)
     holder.tree = {"text": ""}

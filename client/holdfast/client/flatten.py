@@ -192,6 +192,11 @@ def _walk_dict(path: Path, node: dict[PathKey, object], leaves: list[Leaf], rule
     rest: dict[PathKey, object] = {}
     only_tensors = bool(node)
     for key, value in node.items():
+        if isinstance(value, torch.Tensor):  # by far the most: worth a way of its own
+            _check_key(path, key)
+            leaves.append(Leaf((*path, key), value))
+            rest[key] = None
+            continue
         before = len(leaves)
         remains, tensors = _walk((*path, key), value, leaves, rules)
         if len(leaves) > before:
@@ -211,6 +216,8 @@ def _walk_sequence(path: Path, node: list[object] | tuple[object, ...], leaves: 
 
 
 def _check_key(path: Path, key: object) -> None:
+    if type(key) is str:
+        return
     number_is_odd = isinstance(key, float) and not math.isfinite(key)
     too_large = type(key) is int and not -(1 << 63) <= key < 1 << 63
     if type(key) not in _KEYS or number_is_odd or too_large:

@@ -292,12 +292,10 @@ class Capture:
         shard = np.frombuffer(target, dtype=np.uint8)
         np.copyto(shard[: head.nbytes], head)
         payload = shard[self._layout._header.payload_offset :]  # noqa: SLF001 - as above
-        end = self._layout._eager_end  # noqa: SLF001 - as above
         for source, _ in self._lazies:
             _copy(source, payload)
             end = source.offset + align(source.size_bytes)
-            payload[source.offset + source.size_bytes : end] = 0
-        payload[end:] = 0
+            payload[source.offset + source.size_bytes : end] = 0  # what an earlier snapshot left
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor, Placement
 
 
+_ORDINARY = {torch.Tensor, torch.nn.Parameter}
+
+
 class SeenMesh(NamedTuple):
     """A mesh's description beside a live mesh of that description."""
 
@@ -24,6 +27,8 @@ class SeenMesh(NamedTuple):
 
 def as_dtensor(tensor: torch.Tensor) -> "DTensor | None":
     """``tensor`` as a DTensor, or None if it is an ordinary tensor."""
+    if type(tensor) in _ORDINARY:
+        return None  # decided without a look at the modules: this is asked for every tensor, always
     module = sys.modules.get("torch.distributed.tensor")
     if module is None or not isinstance(tensor, module.DTensor):
         return None
