@@ -6,6 +6,7 @@ for is imported, so that a quick verb never waits for what a slow one needs.
 
 import argparse
 import os
+import select
 import sys
 import traceback
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from importlib import import_module
 from holdfast.protocol.exit_codes import ExitCode, OperatorError
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+READER_GONE = 141  # 128 + SIGPIPE; not 0, which for `check` would mean that all is well
 
 # name -> (module, what it does). In the order of the help.
 VERBS: dict[str, tuple[str, str]] = {
@@ -35,8 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments after the program's name; those of this process if None.
 
     Returns:
-        The exit status: one of `ExitCode`, or `INTERRUPTED`. Arguments that argparse refuses, `--help` and
-        `--version` end here too, with argparse's status.
+        The exit status: one of `ExitCode`, `INTERRUPTED` or `READER_GONE`. Arguments that argparse refuses, `--help`
+        and `--version` end here too, with argparse's status.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -44,19 +46,35 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()  # here, so that a closed pipe shows now and not at exit
     except KeyboardInterrupt:
         return INTERRUPTED
-    except BrokenPipeError:
-        # Whoever read our output has gone (`holdfast status | head`). The interpreter's own last flush would
-        # complain, so it gets a place to write to.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return int(ExitCode.DONE)
     except OperatorError as error:
         sys.stderr.write(f"holdfast: {error}\n")
         return int(error.exit_code)
     except Exception as error:  # noqa: BLE001  # the edge of the program: whatever is left is our fault, and is said so
+        if isinstance(error, BrokenPipeError) and _reader_gone():
+            return READER_GONE
         sys.stderr.write(f"holdfast: this is a bug in Holdfast, please report it: {error!r}\n")
         traceback.print_exc()
         return int(ExitCode.BUG)
     return status
+
+
+def _reader_gone() -> bool:
+    """Whether it is our output that nobody reads any more (`holdfast status | head`), and not some other pipe.
+
+    If so, stdout is led to where the interpreter's own last flush does no harm.
+    """
+    try:
+        descriptor = sys.stdout.fileno()
+    except OSError:  # stdout is no file, as under a test's capture
+        return False
+    poller = select.poll()
+    poller.register(descriptor, 0)  # asks for nothing: an error is always reported
+    if not any(events & select.POLLERR for _, events in poller.poll(0)):
+        return False
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, descriptor)
+    os.close(nowhere)
+    return True
 
 
 def _run(arguments: list[str]) -> int:

@@ -4,6 +4,7 @@ Covers the questions and the answers' layout; the formulas are `holdfast.protoco
 """
 
 import argparse
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ REPLACE_S_DEFAULT = 600.0  # until a spare machine has taken a lost node's slot
 DOMAINS_FILE_BYTES_MAX = 1 << 20
 GROUPS_SHOWN_MAX = 8  # --json lists all
 CHANCE_SHOWN_MIN = 1e-9  # what the model leaves out (whole domains, software) is likelier than that
+
+TEXT_COLUMNS = 100
 
 _GIB = 1 << 30
 
@@ -242,7 +245,8 @@ def _as_text(question: Question, answer: Mapping[str, object]) -> str:
     text = "\n\n".join(f"{title}\n{pairs(rows)}" for title, rows in sections)
     warnings = answer["warnings"]
     assert isinstance(warnings, list)
-    return "\n".join([text, *(f"\nWarning: {warning}" for warning in warnings)])
+    wrapped = (textwrap.fill(f"Warning: {warning}", TEXT_COLUMNS, subsequent_indent="  ") for warning in warnings)
+    return "\n\n".join([text, *wrapped])
 
 
 def _headline(placement: Placement) -> str:
