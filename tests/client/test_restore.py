@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from holdfast.client.manifest import HEADER_BYTES, encode_manifest, parse_shard, plan_header
+from holdfast.client.manifest import HEADER_BYTES, Mesh, Sharding, encode_manifest, parse_shard, plan_header
 from holdfast.client.restore import hash_state, restore_into
 from holdfast.client.rng import capture_rng
 from holdfast.client.shard import ShardLayout
 from holdfast.client.state_errors import MalformedShardError, RestoreMismatchError, ShardError, StateError
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 
@@ -318,23 +319,32 @@ def test_hostile_shards_never_do_worse_than_an_error(position: int, damage: byte
         torch.set_rng_state(before["torch"])  # type: ignore[arg-type]  # a tensor
 
 
-def test_a_mesh_that_nobody_lives_on_is_refused() -> None:
-    record = parse_shard(memoryview(HOSTILE)).manifest
-    from holdfast.client.manifest import Mesh, Sharding  # noqa: PLC0415 - as above
-    from msgspec.structs import replace  # noqa: PLC0415 - for this forgery alone
-
+def with_entries(**changes: object) -> bytes:
+    """HOSTILE with another description of the tensor that the data holds."""
+    parsed = parse_shard(memoryview(HOSTILE))
     mesh = Mesh(device_type="cpu", shape=(1,), dim_names=None, ranks=(0,))
-    sharding = Sharding(global_shape=(2,), global_offset=(0,), placements=("shard:0",), mesh_index=0)
-    tensors = tuple(replace(entry, sharding=sharding) if entry.path[0] == "data" else entry for entry in record.tensors)
-    encoded = encode_manifest(replace(record, meshes=(mesh,), tensors=tensors))
-    old = parse_shard(memoryview(HOSTILE)).header
-    header = plan_header(len(encoded), old.objects_capacity_bytes, record.payload_bytes)
-    header = header._replace(objects_bytes=old.objects_bytes)
+    tensors = tuple(
+        replace(entry, **changes) if entry.path[0] == "data" else entry for entry in parsed.manifest.tensors
+    )
+    encoded = encode_manifest(replace(parsed.manifest, meshes=(mesh,), tensors=tensors))
+    old = parsed.header
+    header = plan_header(len(encoded), old.objects_capacity_bytes, parsed.manifest.payload_bytes)
     forged = bytearray(header.shard_bytes)
-    forged[:HEADER_BYTES] = header.pack()
+    forged[:HEADER_BYTES] = header._replace(objects_bytes=old.objects_bytes).pack()
     forged[HEADER_BYTES : HEADER_BYTES + len(encoded)] = encoded
     forged[header.objects_offset :] = HOSTILE[old.objects_offset :]
+    return bytes(forged)
+
+
+def test_a_mesh_that_nobody_lives_on_is_refused() -> None:
+    sharding = Sharding(global_shape=(2,), global_offset=(0,), placements=("shard:0",), mesh_index=0)
     with pytest.raises(RestoreMismatchError, match="data/a/1/1: no live tensor lies on a mesh"):
+        restore_into({"model": nn.Linear(2, 2), "data": Holder({})}, memoryview(with_entries(sharding=sharding)))
+
+
+def test_a_tensor_that_torch_cannot_make_is_refused() -> None:
+    forged = with_entries(shape=(0, 1 << 62, 1 << 62), size_bytes=0)
+    with pytest.raises(MalformedShardError, match="impossible tensor"):
         restore_into({"model": nn.Linear(2, 2), "data": Holder({})}, memoryview(forged))
 
 

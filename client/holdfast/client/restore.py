@@ -66,7 +66,7 @@ def restore_into(state: Mapping[str, object], shard: memoryview, *, allow_pickle
     problems = live.compare(parsed, objects)
     if problems:
         raise RestoreMismatchError(_told(problems))
-    tensors = {entry.path: live.tensor_for(entry, parsed) for entry in parsed.manifest.tensors}
+    tensors = live.targets(parsed)
     trees = {name: unflatten(objects[name], tensors, name) for name in state}
     problems = [text for name in state for text in _key_problems(name, state[name], trees[name])]
     if problems:
@@ -120,7 +120,15 @@ class _Live:
                 problems += _group_problems(name, self.flats[name].objects, objects[name])
         return problems + self._sharing_problems(saved)
 
-    def tensor_for(self, entry: TensorEntry, parsed: ParsedShard) -> torch.Tensor:
+    def targets(self, parsed: ParsedShard) -> dict[Path, torch.Tensor]:
+        """What each entry is copied into, by path."""
+        try:
+            return {entry.path: self._target(entry, parsed) for entry in parsed.manifest.tensors}
+        except (RuntimeError, ValueError, TypeError) as error:
+            # A well-formed description of a tensor that torch cannot make, e.g. 2**60 columns.
+            raise MalformedShardError(f"the shard describes an impossible tensor: {error}") from error
+
+    def _target(self, entry: TensorEntry, parsed: ParsedShard) -> torch.Tensor:
         """The live tensor that an entry is copied into, or a new one if there is none that fits."""
         tensor = self.tensors.get(entry.path)
         if tensor is not None and not self._tensor_problems(entry, parsed):
