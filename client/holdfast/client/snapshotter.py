@@ -107,6 +107,7 @@ class Snapshotter:
         self._ranks = Ranks(process_group)
         self._path = socket_path(socket, local_rank=self._ranks.local_rank)
         self._stager = Stager(self._path, max_stall_s=max_stall_s)
+        self._patience_s = max_stall_s
         self._attempt: int | None = None
         self._layout: ShardLayout | None = None
         self._plan: RankPlan | None = None
@@ -170,7 +171,7 @@ class Snapshotter:
         """Attach; role 0 also asks the cluster what to restore."""
         part = _Part(self._job)
         try:
-            welcome = self._stager.submit(lambda: self._stager.attach_within(self._max_stall_s)).result()
+            welcome = self._attach()
             part.node = welcome.node
             if self._ranks.rank == 0:
                 deadline_s = monotonic() + ASK_PATIENCE_S
@@ -183,6 +184,13 @@ class Snapshotter:
         except HoldfastError as error:
             part.problem = str(error)
         return part
+
+    def _attach(self) -> messages.Welcome:
+        """Meet the daemon. One that is just being started or restarted is waited for, but only once."""
+        patience_s, self._patience_s = self._patience_s, 0.0
+        welcome = self._stager.submit(lambda: self._stager.attach_within(patience_s)).result()
+        self._patience_s = self._max_stall_s
+        return welcome
 
     def _restore_shard(self, snapshot: SnapshotId) -> Exception | None:
         assert self._attempt is not None
@@ -285,7 +293,7 @@ class Snapshotter:
         layout: ShardLayout | None = None
         try:
             layout = ShardLayout.build(self._state, allow_pickle=self._allow_pickle)
-            welcome = self._stager.submit(lambda: self._stager.attach_within(self._max_stall_s)).result()
+            welcome = self._attach()
             part.node, part.shard_bytes = welcome.node, layout.shard_bytes
         except (HoldfastError, ShardError) as error:
             part.problem = part.problem or str(error)
