@@ -13,7 +13,7 @@ from holdfast.coding.errors import EngineUnavailableError
 from holdfast.coding.operands import Buffer
 
 try:
-    from holdfast.coding import _native
+    import holdfast.coding._native as _native  # noqa: PLR0402 - so its error names the module
 except ImportError as missing:
     _WHY_MISSING = str(missing)
     _BUILT = False
