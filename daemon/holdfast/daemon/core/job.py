@@ -319,6 +319,7 @@ class Job:
             text = f"{begin.snapshot} is no longer open: {self.given_up_reason}"
             self.ctx.reply(client, messages.Denied("Begin", self.name, ExitCode.DONE, text, snapshot=begin.snapshot))
             return
+        self._give_up_before(begin)
         if away := self._away():
             text = f"nothing can commit while {away} of this group are down"
             self.ctx.reply(client, messages.Denied("Begin", self.name, ExitCode.DONE, text, snapshot=begin.snapshot))
@@ -326,6 +327,16 @@ class Job:
             return
         self.begins[begin.role] = begin
         self.grant_waiting()
+
+    def _give_up_before(self, begin: messages.Begin) -> None:
+        """A rank that begins a step will never seal an older one; it may have skipped that unheard."""
+        reason = f"rank {begin.role} went on to step {begin.snapshot.step}"
+        for slot in self.slots:
+            owed = slot.phase is Phase.STAGING and begin.role not in slot.sealed_roles
+            if owed and slot.snapshot is not None and slot.snapshot < begin.snapshot:
+                self.give_up(slot, reason)
+        for snapshot in [wanted for wanted in self.wanted_open if wanted < begin.snapshot]:
+            self.give_up_snapshot(snapshot, reason)
 
     def _away(self) -> str:
         """Names of this group's members known to be down; staging now would only wait for its deadline."""
