@@ -132,7 +132,9 @@ def _decode(decoder: msgspec.msgpack.Decoder[T], frame: bytes | msgspec.Raw) -> 
     try:
         return decoder.decode(frame)
     except msgspec.ValidationError as error:
-        code = "unknown" if "Invalid value" in str(error) and "tag" in str(error).lower() else "malformed"
+        # A tag that no message has. Nested records carry no tags, so the path is exactly this one.
+        unknown = "Invalid value" in str(error) and str(error).endswith("`$.type`")
+        code = "unknown" if unknown else "malformed"
         raise FrameRefusedError(code, str(error)) from error
     except (
         msgspec.DecodeError,

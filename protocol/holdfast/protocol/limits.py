@@ -31,6 +31,7 @@ PROTECT_STALL_S = 60.0  # a snapshot whose protection has not moved for so long 
 HEAR_ALL_S = 3.0  # how long the collector waits for live nodes before it decides what to restore
 JOIN_S = 3.0  # how long a node that just started waits for a lower collector before it takes the part itself
 ALLOCATE_DEADLINE_S = 120.0  # populating memory: slow kernels do 2 GiB/s
+REFUSAL_PAUSE_S = 10.0  # between two log lines on strangers refused for the same reason
 
 CLIENT_COUNT_MAX = 256  # trainers and commands attached to one daemon
 CLIENT_HELLO_S = 5.0  # a connection that has not introduced itself for so long is closed

@@ -99,6 +99,10 @@ class DigestsAnnounced(Message, frozen=True):
     first_chunk: Count
     digests: PackedDigests
 
+    def __post_init__(self) -> None:
+        if len(self.digests) % 8:
+            raise ValueError(f"digests take 8 bytes each, found {len(self.digests)} bytes")
+
 
 class SnapshotOpened(Message, frozen=True):
     """I have room for your chunks of this snapshot."""

@@ -4,7 +4,7 @@ Covers the conversation between daemons: who is accepted, which part of the core
 a peer that lacks a layout, digests or a chunk.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from holdfast.daemon.core import events, serving
 from holdfast.daemon.core.asks import Asks
@@ -28,11 +28,21 @@ class PeerSide:
     collector: Collector
     restoring: Restoring
     asks: Asks
+    strangers: dict[str, tuple[int, int]] = field(default_factory=dict)  # kind -> (said again from, unsaid count)
 
     def refused(self, event: events.PeerRefused) -> None:
         """A peer, or something that claims to be one, was refused, or refuses us."""
         who = "a stranger" if event.node is None else f"node {self.ctx.name_of(event.node)}"
         text = f"we refuse {who}: {event.text}" if event.by_us else f"{who} refuses us: {event.text}"
+        if event.node is None:
+            # Anybody can connect, so the log takes one line per kind of refusal and pause, whatever comes.
+            kind = f"{event.code} {event.text.partition(':')[0]}"  # the code, and the plane
+            said_from_ns, unsaid_count = self.strangers.get(kind, (0, 0))
+            if self.ctx.now_ns < said_from_ns:
+                self.strangers[kind] = said_from_ns, unsaid_count + 1
+                return
+            self.strangers[kind] = self.ctx.seconds(limits.REFUSAL_PAUSE_S), 0
+            text += f" (and {unsaid_count} more refusals of this kind before)" if unsaid_count else ""
         if event.node is not None and event.node != self.ctx.node:
             peer = self.peers.table[event.node]
             if peer.refused == text:

@@ -83,6 +83,9 @@ class Door:
             connection, _ = self._listener.accept()
         except BlockingIOError:
             return None
+        except OSError as error:  # it left before it was let in, or this process has no descriptor left
+            log.warning("a client could not be let in: %s", error)
+            return None
         connection.setblocking(False)
         raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
         pid, uid, _ = _CREDENTIALS.unpack(raw)

@@ -213,8 +213,8 @@ class ControlPlane:
         found: list[events.Event] = []
         if self._zap is not None:
             self._answer_zap(self._zap, found)
-        for parts in _drain(self._router):
-            self._from_peer(parts, found)
+        for frame_parts in _drain_frames(self._router):
+            self._from_peer(frame_parts, found)
         for parts in _drain(self._clients):
             client = clients.get(parts[0])
             if client is not None and len(parts) == 2:
@@ -238,22 +238,29 @@ class ControlPlane:
                 found.append(events.PeerRefused(node, "key", text, by_us=False))
         return found
 
-    def _from_peer(self, parts: list[bytes], found: list[events.Event]) -> None:
-        identity, body = parts[0], parts[1:]
-        node: int | None = None
+    def _from_peer(self, parts: list[zmq.Frame], found: list[events.Event]) -> None:
+        identity, body = parts[0].bytes, parts[1:]
         try:
             if len(body) != 1:
                 raise frames.FrameRefusedError("malformed", f"expected 1 frame, found {len(body)}")
-            envelope, message = frames.decode_peer(body[0], cluster=self._config.cluster_name, epoch=self._config.epoch)
-            node = envelope.node
-            if node >= len(self._config.nodes) or node == self._node:
-                raise frames.FrameRefusedError("node", f"node index {node} is not another node of this cluster")
+            envelope, message = frames.decode_peer(
+                body[0].bytes, cluster=self._config.cluster_name, epoch=self._config.epoch
+            )
+            self._check_sender(envelope.node, body[0])
         except frames.FrameRefusedError as refusal:
-            node = node if node is not None and node < len(self._config.nodes) else None
             found.append(events.PeerRefused(None, refusal.code, f"{refusal}", by_us=True))
             self._refuse(identity, refusal)
             return
-        found.append(events.PeerSaid(node, envelope.incarnation, message))
+        found.append(events.PeerSaid(envelope.node, envelope.incarnation, message))
+
+    def _check_sender(self, node: int, frame: zmq.Frame) -> None:
+        """A frame must come from another node of this cluster, and under that node's own key."""
+        if node >= len(self._config.nodes) or node == self._node:
+            raise frames.FrameRefusedError("node", f"node index {node} is not another node of this cluster")
+        if self._keys is not None:
+            holder = frame.get("User-Id")  # what `_answer_zap` said of the connection's key
+            if holder != str(node):
+                raise frames.FrameRefusedError("key", f"expected the key of node {node}, found that of node {holder}")
 
     def _refuse(self, identity: bytes, refusal: frames.FrameRefusedError) -> None:
         name = self._config.nodes[self._node].name
@@ -280,7 +287,7 @@ class ControlPlane:
             key = zmq.utils.z85.encode(parts[6]) if len(parts) > 6 and len(parts[6]) == 32 else b""
             node = self._keys.nodes.get(key)
             if node is None:
-                text = f"the key {key.decode()!r} that came from {address} is not in {self._config.keys_dir}"
+                text = f"key: {key.decode()!r}, from {address}, is not in {self._config.keys_dir}"
                 found.append(events.PeerRefused(None, "key", text, by_us=True))
                 zap.send_multipart([version, request, b"400", b"key not listed", b"", b""])
             else:
@@ -303,6 +310,17 @@ def _drain(socket: zmq.Socket[bytes]) -> list[list[bytes]]:
     while len(found) < _TURN_FRAMES_MAX:
         try:
             found.append(socket.recv_multipart(zmq.DONTWAIT))
+        except zmq.Again:
+            break
+    return found
+
+
+def _drain_frames(socket: zmq.Socket[bytes]) -> list[list[zmq.Frame]]:
+    """Like `_drain`, with what ZeroMQ knows of the connection beside each frame."""
+    found: list[list[zmq.Frame]] = []
+    while len(found) < _TURN_FRAMES_MAX:
+        try:
+            found.append(socket.recv_multipart(zmq.DONTWAIT, copy=False))
         except zmq.Again:
             break
     return found
