@@ -30,11 +30,13 @@ from holdfast.daemon.shell.door import Door
 from holdfast.daemon.shell.keeping import KeeperLink, LedgerMemory
 from holdfast.daemon.shell.machine import MachineMemory
 from holdfast.daemon.shell.network import BulkPlane, ControlPlane, Keys, Outgoing, load_keys
+from holdfast.daemon.shell.pages import Pages, StatusRequests
 from holdfast.protocol import limits, messages
 from holdfast.protocol.config import ClusterConfig, config_digest, parse_config
 from holdfast.protocol.exit_codes import ExitCode, OperatorError
 from holdfast.protocol.layout import Geometry
 from holdfast.protocol.placement import place
+from holdfast.protocol.settings import split_address
 
 log = logging.getLogger("holdfast")
 
@@ -109,6 +111,11 @@ class Worker:
         if record is not None:
             self._resume(record)
         self.arena.drop_strays()
+        self.status_requests = StatusRequests(lambda: os.eventfd_write(self.inbox.wake, 1))
+        self.pages: Pages | None = None
+        if config.http_address is not None:
+            host, port = split_address(config.http_address)
+            self.pages = Pages(host, port, self.status_requests)
         self.poller = zmq.Poller()
         self.welcome = messages.Welcome(
             protocol=limits.PROTOCOL_VERSION,
@@ -190,6 +197,7 @@ class Worker:
 
     def _turn(self) -> None:
         self._welcome_clients()
+        self.status_requests.serve(self.node.status)
         for event in self.inbox.take():
             self._handle(event)
         for event in self.control.receive(self.door.tokens):
@@ -284,6 +292,8 @@ class Worker:
 
     def close(self) -> None:
         """Give everything back but what the keeper holds."""
+        if self.pages is not None:
+            self.pages.stop()
         self.coder.stop()
         self.bulk.stop()
         self.control.close()
