@@ -14,6 +14,7 @@ import torch
 import zmq
 from holdfast.client import Snapshotter
 from holdfast.protocol import frames, limits, messages
+from holdfast.protocol.config import ClusterConfig, NodeConfig, config_digest
 from holdfast.protocol.ids import SnapshotId
 from holdfast.protocol.layout import Layout, ShardPlace
 from local_cluster import LocalCluster, resident_bytes, until
@@ -163,11 +164,29 @@ class Stranger:
         return frames.decode_refusal(self.socket.recv())
 
 
-def envelope(cluster: str = "test", epoch: int = 1, node: int = 1, incarnation: int = 1, version: int = 1,
-             body: bytes = b"\xc0") -> bytes:  # fmt: skip
-    fields = {"version": version, "cluster": cluster, "epoch": epoch, "node": node, "incarnation": incarnation,
-              "body": msgspec.Raw(body)}  # fmt: skip
+def config_digest_of(names: tuple[str, ...] = ("n0", "n1", "n2")) -> str:
+    """The digest of the clusters that these tests start."""
+    nodes = tuple(
+        NodeConfig(name=name, host="127.0.0.1", port=1 + index, domain=name) for index, name in enumerate(names)
+    )
+    return config_digest(ClusterConfig(cluster_name="test", nodes=nodes, parity=1, chunk_bytes=64 << 10))
+
+
+def envelope(
+    cluster: str = "test", epoch: int = 1, node: int = 1, incarnation: int = 1, version: int = 1,
+    body: bytes = b"\xc0", config: str | None = None,
+) -> bytes:  # fmt: skip
+    """A frame between daemons, with whatever is wanted wrong in it."""
+    fields = {
+        "version": version, "cluster": cluster, "epoch": epoch, "node": node, "incarnation": incarnation,
+        "body": msgspec.Raw(body), "config": config_digest_of() if config is None else config,
+    }  # fmt: skip
     return msgspec.msgpack.encode(fields)
+
+
+def said(message: messages.PeerMessage, incarnation: int) -> bytes:
+    """A message that claims to come from node 1."""
+    return envelope(incarnation=incarnation, body=msgspec.msgpack.encode(message))
 
 
 KNOWN = msgspec.msgpack.encode(messages.ReportWanted(1))
@@ -186,6 +205,7 @@ KNOWN = msgspec.msgpack.encode(messages.ReportWanted(1))
         pytest.param(envelope(version=99, body=KNOWN), "version", id="version"),
         pytest.param(envelope(cluster="other", body=KNOWN), "cluster", id="cluster"),
         pytest.param(envelope(epoch=9, body=KNOWN), "epoch", id="epoch"),
+        pytest.param(envelope(config="0123", body=KNOWN), "config", id="config"),
         pytest.param(envelope(node=0, body=KNOWN), "node", id="own-index"),
         pytest.param(envelope(node=77, body=KNOWN), "node", id="unknown-node"),
         pytest.param(envelope(node=-1, body=KNOWN), "malformed", id="negative-node"),
@@ -302,11 +322,11 @@ def test_lies_in_good_form_end_nobody(make_cluster: Callable[..., LocalCluster])
     }
     with Stranger(f"tcp://127.0.0.1:{cluster.ports[0]}") as stranger:
         opened = messages.SnapshotOpened("live", SnapshotId(1, 1))
-        stranger.socket.send(frames.encode_peer(opened, cluster="test", epoch=1, node=1, incarnation=incarnation))
+        stranger.socket.send(said(opened, incarnation))
         stranger.socket.send(envelope(incarnation=incarnation, body=msgspec.msgpack.encode(halved)))
         assert stranger.refusal().code == "malformed"
         for lie in _lies():
-            stranger.socket.send(frames.encode_peer(lie, cluster="test", epoch=1, node=1, incarnation=incarnation))
+            stranger.socket.send(said(lie, incarnation))
     until(lambda: "filler" in cluster.log(0), "the last lies are heard")
     cluster.wait_up()
     live.close()

@@ -42,8 +42,10 @@ def encode(message: msgspec.Struct) -> bytes:
     return frame
 
 
-def encode_peer(message: messages.PeerMessage, *, cluster: str, epoch: int, node: int, incarnation: int) -> bytes:
-    """The frame of a message between daemons, envelope included."""
+def encode_peer(
+    message: messages.PeerMessage, *, cluster: str, epoch: int, node: int, incarnation: int, config: str = ""
+) -> bytes:
+    """The frame of a message between daemons, envelope included. `config` is the digest of the sender's config."""
     return encode(
         Envelope(
             version=limits.PROTOCOL_VERSION,
@@ -52,15 +54,17 @@ def encode_peer(message: messages.PeerMessage, *, cluster: str, epoch: int, node
             node=node,
             incarnation=incarnation,
             body=msgspec.Raw(msgspec.msgpack.encode(message)),
+            config=config,
         )
     )
 
 
-def decode_peer(frame: bytes, *, cluster: str, epoch: int) -> tuple[Envelope, messages.PeerMessage]:
+def decode_peer(frame: bytes, *, cluster: str, epoch: int, config: str = "") -> tuple[Envelope, messages.PeerMessage]:
     """Check and open a frame from another daemon.
 
     Raises:
-        FrameRefusedError: oversized, malformed, another protocol version, cluster or epoch, or an unknown message.
+        FrameRefusedError: oversized, malformed, another protocol version, cluster, epoch or config digest, or an
+            unknown message.
     """
     envelope = _decode(_envelope_decoder, frame)
     if envelope.version != limits.PROTOCOL_VERSION:
@@ -72,6 +76,12 @@ def decode_peer(frame: bytes, *, cluster: str, epoch: int) -> tuple[Envelope, me
         raise FrameRefusedError("cluster", f"expected cluster {cluster!r}, found {envelope.cluster!r}")
     if envelope.epoch != epoch:
         raise FrameRefusedError("epoch", f"expected epoch {epoch}, found {envelope.epoch}")
+    if envelope.config != config:
+        raise FrameRefusedError(
+            "config",
+            f"expected config digest {config!r}, found {envelope.config!r}: the file of node {envelope.node} differs; "
+            "compare them with 'holdfast config show'",
+        )
     return envelope, _decode(_peer_decoder, envelope.body)
 
 

@@ -503,3 +503,4 @@ class Envelope(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     node: NodeNumber
     incarnation: Count
     body: msgspec.Raw
+    config: Text = ""  # digest of what must be equal on all nodes

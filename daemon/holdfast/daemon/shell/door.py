@@ -45,13 +45,20 @@ class Door:
                 f"the socket's path {path} is too long: {len(str(path)) + 4} bytes with its suffix, the kernel allows "
                 f"{_IPC_PATH_BYTES_MAX}. Choose a shorter folder with --socket or HOLDFAST_SOCKET",
             )
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._lock = self._take_lock()
-        path.unlink(missing_ok=True)  # left by a killed predecessor; the lock says that it is dead
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
-        self._listener.bind(str(path))
-        path.chmod(0o600)
-        self._listener.listen(limits.CLIENT_COUNT_MAX)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._lock = self._take_lock()
+            path.unlink(missing_ok=True)  # left by a killed predecessor; the lock says that it is dead
+            self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+            self._listener.bind(str(path))
+            path.chmod(0o600)
+            self._listener.listen(limits.CLIENT_COUNT_MAX)
+        except OSError as error:
+            raise OperatorError(
+                ExitCode.USAGE,
+                f"no socket can be made at {path}: {error}. Choose a folder that this user may write to, with --socket "
+                "or HOLDFAST_SOCKET",
+            ) from error
         self._next = 1
         self.clients: dict[int, Arrived] = {}
         self.tokens: dict[bytes, int] = {}
@@ -153,4 +160,5 @@ class Door:
             self.close_client(client)
         self._listener.close()
         self.path.unlink(missing_ok=True)
+        Path(f"{self.path}.zmq").unlink(missing_ok=True)
         os.close(self._lock)

@@ -27,7 +27,7 @@ from holdfast.daemon.core import events
 from holdfast.daemon.core.memory import ChunkKey
 from holdfast.daemon.core.protect import key_of
 from holdfast.protocol import frames, limits, messages
-from holdfast.protocol.config import ClusterConfig
+from holdfast.protocol.config import ClusterConfig, config_digest
 from holdfast.protocol.exit_codes import ExitCode, OperatorError
 from zmq.utils.monitor import recv_monitor_message
 
@@ -114,6 +114,7 @@ class ControlPlane:
         context: zmq.Context[zmq.Socket[bytes]],
     ) -> None:
         self._config, self._node, self._keys, self._context = config, node, keys, context
+        self._digest = config_digest(config)
         self.incarnation = 0
         self._dealers: dict[int, zmq.Socket[bytes]] = {}
         self._monitors: dict[zmq.Socket[bytes], int] = {}
@@ -193,6 +194,7 @@ class ControlPlane:
             epoch=self._config.epoch,
             node=self._node,
             incarnation=self.incarnation,
+            config=self._digest,
         )
         dealer = self._dealers.get(node)
         if dealer is not None:
@@ -244,7 +246,7 @@ class ControlPlane:
             if len(body) != 1:
                 raise frames.FrameRefusedError("malformed", f"expected 1 frame, found {len(body)}")
             envelope, message = frames.decode_peer(
-                body[0].bytes, cluster=self._config.cluster_name, epoch=self._config.epoch
+                body[0].bytes, cluster=self._config.cluster_name, epoch=self._config.epoch, config=self._digest
             )
             self._check_sender(envelope.node, body[0])
         except frames.FrameRefusedError as refusal:
@@ -281,7 +283,11 @@ class ControlPlane:
 
     def _answer_zap(self, zap: zmq.Socket[bytes], found: list[events.Event]) -> None:
         assert self._keys is not None
-        for parts in _drain(zap):
+        for _ in range(_TURN_FRAMES_MAX):
+            try:
+                parts = zap.recv_multipart(zmq.DONTWAIT)
+            except zmq.Again:
+                return
             version, request = parts[0], parts[1]
             address = parts[3].decode(errors="replace")
             key = zmq.utils.z85.encode(parts[6]) if len(parts) > 6 and len(parts[6]) == 32 else b""

@@ -311,7 +311,12 @@ def _arguments() -> argparse.Namespace:
 
 
 def _start(arguments: argparse.Namespace) -> int:
-    text = arguments.config.read_text(encoding="utf-8")
+    try:
+        text = arguments.config.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise OperatorError(
+            ExitCode.USAGE, f"the config {arguments.config} can't be read: {error}; name another with --config"
+        ) from error
     config = parse_config(text, origin=str(arguments.config), environment=dict(os.environ)).config
     names = [node.name for node in config.nodes]
     if arguments.node not in names:
