@@ -251,7 +251,9 @@ class Protect:
         if slot is None:
             self.job.want_open(snapshot)
             slot = self.job.slot_of(snapshot)
-        if slot is not None and slot.transfer is not None and node not in slot.transfer.ready:
+        if slot is None or slot.transfer is None or node not in slot.transfer.waiting:
+            return  # no slot is free yet, or the node is of another group: it takes no chunks of ours
+        if node not in slot.transfer.ready:
             slot.transfer.ready.add(node)
             self._announce_to(slot, node)
             self.advance(slot)

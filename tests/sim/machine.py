@@ -1,0 +1,482 @@
+"""One simulated machine: the memory that its keeper holds, and the worker that carries out a real core's actions.
+
+The hands do what the daemon's shell does, in the same order: the ledger at once, coding in one queue, allocation in
+another, chunks read when they leave, received frames kept by key until dropped. The bytes are real.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+from holdfast.coding import CodeParams, chunk_digest, decode_matrix, parity_matrix, select_engine
+from holdfast.daemon.core import actions, events
+from holdfast.daemon.core.context import Context
+from holdfast.daemon.core.ledger import decode_ledger, encode_ledger
+from holdfast.daemon.core.memory import ChunkKey, Memory, Sizes, sizes_of
+from holdfast.daemon.core.node import Node
+from holdfast.daemon.core.protect import key_of
+from holdfast.protocol import frames, messages
+from holdfast.protocol.config import ClusterConfig, config_digest
+from holdfast.protocol.layout import Geometry, Layout
+from holdfast.protocol.placement import Placement
+from sim.network import Network
+from sim.world import World
+
+ENGINE = select_engine("numpy")
+TICK_S = 0.25
+NODE_BYTES_FREE = 1 << 40
+
+
+@dataclass(slots=True)
+class Held:
+    """A slot's memory, as the keeper holds it: it outlives workers and trainers."""
+
+    data: bytearray
+    parity: bytearray
+    digests: list[int]
+
+    @property
+    def held_bytes(self) -> int:
+        """What it counts against the budget."""
+        return len(self.data) + len(self.parity) + 8 * len(self.digests)
+
+
+class Client:
+    """The daemon's end of one trainer's connection: what it says arrives in order until the worker or process ends."""
+
+    def __init__(self, number: int, hear: Callable[[messages.DaemonMessage], None], gone: Callable[[], None]) -> None:
+        self.number, self.hear, self.gone = number, hear, gone
+        self.maps: dict[tuple[str, int], tuple[int, bytearray]] = {}
+        self.closed = False
+        self.last_ns = 0  # both directions keep order
+        self.last_reply_ns = 0
+
+
+class Machine:
+    """One slot of the cluster: a machine, later perhaps its replacement."""
+
+    def __init__(
+        self,
+        world: World,
+        network: Network,
+        config: ClusterConfig,
+        placement: Placement,
+        *,
+        node: int,
+        budget_bytes: int,
+    ) -> None:
+        self.world, self.network, self.config, self.placement = world, network, config, placement
+        self.node, self.budget_bytes = node, budget_bytes
+        self.held: dict[Memory, Held] = {}
+        self.ledger: bytes | None = None
+        self.incarnation = 0
+        self.worker: Worker | None = None
+        self.machines: list[Machine] = []
+        self.after_event: Callable[[Worker, events.Event | None, list[actions.Action]], None] = lambda *_: None
+        self.clock_offset_ns = world.random.randrange(10**12)
+        self.next_port = 1
+        self.refuse_memory = False  # the kernel gives none for a while
+
+    @property
+    def name(self) -> str:
+        """The name in the config."""
+        return self.config.nodes[self.node].name
+
+    def boot(self) -> None:
+        """A worker starts: with what the keeper holds, or on an empty machine."""
+        assert self.worker is None
+        record = decode_ledger(self.ledger) if self.ledger is not None else None
+        if record is None:
+            lag = self.world.random.choice([0, 0, 0, 5_000_000])  # a replacement's wall clock may be behind
+            self.incarnation = 10_000_000 + int(self.world.now_s * 1000) - lag
+        self.next_port += 1
+        ctx = Context(
+            config=self.config,
+            config_digest=config_digest(self.config),
+            placement=self.placement,
+            node=self.node,
+            incarnation=record.incarnation if record else self.incarnation,
+            worker_session=record.worker_session + 1 if record else 1,
+            budget_bytes=self.budget_bytes,
+            engine=ENGINE.name,
+            bulk_port=self.next_port,
+            free_bytes=NODE_BYTES_FREE,
+        )
+        worker = Worker(self, Node(ctx, started_ns=self.clock_ns))
+        if record is not None:
+            tables: dict[Memory, list[int]] = {}
+            for job in record.jobs:
+                layouts = {layout.layout_id: layout for layout in job.layouts}
+                for index, slot in enumerate(job.slots):
+                    memory = Memory(job.name, index, slot.generation)
+                    if slot.layout_id in layouts and slot.phase not in {"absent", "allocating"} and memory in self.held:
+                        geometry = self.geometry(layouts[slot.layout_id])
+                        assert sizes_of(geometry, self.node).digest_count == len(self.held[memory].digests)
+                        tables[memory] = list(self.held[memory].digests)
+            worker.node.resume(record, tables)
+            self.held = {memory: held for memory, held in self.held.items() if memory in tables}  # drop_strays
+        self.worker = worker
+        self.world.note(f"{self.name}: worker boots, session {ctx.worker_session}, incarnation {ctx.incarnation}")
+        worker.perform(worker.node.start(), None)
+        self.world.after(self.world.between(0, TICK_S), worker.tick)
+
+    def geometry(self, layout: Layout) -> Geometry:
+        """Sizes and stripes of a layout on this cluster."""
+        return Geometry(
+            layout=layout,
+            placement=self.placement,
+            parity_count=self.config.parity,
+            chunk_bytes=self.config.chunk_bytes,
+        )
+
+    @property
+    def clock_ns(self) -> int:
+        """This machine's monotonic clock."""
+        return self.world.now_ns + self.clock_offset_ns
+
+    def crash_worker(self) -> None:
+        """The worker dies; the keeper keeps the memory and the ledger."""
+        worker, self.worker = self.worker, None
+        if worker is None:
+            return
+        self.world.note(f"{self.name}: worker dies")
+        worker.dead = True
+        # What was already sent may still arrive; what was on its way here is lost.
+        if self.world.chance(0.5):
+            self.network.cut_node(self.node)
+        else:
+            self.network.cut([key[:2] for key in self.network.connections if key[1] == self.node])
+        for client in list(worker.clients.values()):
+            worker.drop_client(client)
+
+    def lose(self) -> None:
+        """The machine is gone with all its memory."""
+        self.crash_worker()
+        self.world.note(f"{self.name}: LOST")
+        self.network.cut_node(self.node)
+        self.held.clear()
+        self.ledger = None
+
+
+class Worker:
+    """One life of a worker process: a core and its hands."""
+
+    def __init__(self, machine: Machine, node: Node) -> None:
+        self.machine, self.world, self.node = machine, machine.world, node
+        self.dead = False
+        self.frozen_until_ns = 0
+        self.crash_after_actions: int | None = None
+        self.clients: dict[int, Client] = {}
+        self.next_client = 1
+        self.frames: dict[ChunkKey, bytes] = {}
+        self.ports: dict[int, int] = {}
+        self.coding: deque[actions.Action] = deque()
+        self.coding_busy = False
+        members = len(machine.placement.groups[machine.placement.group_of(machine.node)])
+        self.params = CodeParams(members - machine.config.parity, machine.config.parity)
+
+    # --- events ---
+
+    def put(self, event: events.Event, delay_s: float = 0.0001) -> None:
+        """An event of another thread: the loop takes it a little later."""
+        self.world.after(self.world.between(0, delay_s), lambda: self.handle(event))
+
+    def handle(self, event: events.Event) -> None:
+        """The loop's turn."""
+        if self.dead:
+            return
+        if self.world.now_ns < self.frozen_until_ns:
+            self.world.at(self.frozen_until_ns, lambda: self.handle(event))
+            return
+        self.perform(self.node.handle(event, self.machine.clock_ns), event)
+
+    def tick(self) -> None:
+        """Time passes."""
+        if not self.dead:
+            self.handle(events.TimePassed(NODE_BYTES_FREE))
+            self.world.after(TICK_S, self.tick)
+
+    def perform(self, decided: list[actions.Action], event: events.Event | None) -> None:
+        """Carry out what the core decided, in order; the process may die between two actions."""
+        self.node.check()
+        self.machine.after_event(self, event, decided)
+        for action in decided:
+            if self.crash_after_actions is not None:
+                self.crash_after_actions -= 1
+                if self.crash_after_actions < 0:
+                    self.machine.crash_worker()
+                    return
+            self._do(action)
+
+    def _do(self, action: actions.Action) -> None:
+        machine = self.machine
+        match action:
+            case actions.Allocate():
+                self.world.after(self.world.between(0.001, 0.05), lambda: self._allocate(action))
+            case actions.Free(memory):
+                machine.held.pop(memory, None)
+            case (
+                actions.DigestChunks()
+                | actions.EncodeParity()
+                | actions.RebuildStripe()
+                | actions.VerifyChunks()
+                | actions.ServeChunk()
+            ):
+                self.coding.append(action)
+                self._next_coding()
+            case actions.SendPeer(node, message):
+                self._send_peer(node, message)
+            case actions.SendChunk(node, memory, header):
+                held = machine.held.get(memory)
+                if held is not None:
+                    self._send_chunk(node, header, self._chunk(held.data, header.chunk))
+            case actions.StoreDigests(memory, first, digests):
+                held = machine.held.get(memory)
+                if held is not None:
+                    assert first + len(digests) <= len(held.digests), "digests beyond the table"
+                    held.digests[first : first + len(digests)] = digests
+            case actions.DropFrames(keys):
+                for key in keys:
+                    self.frames.pop(key, None)
+            case actions.WriteLedger(record):
+                machine.ledger = encode_ledger(record)
+            case actions.ReplyClient(client, message):
+                self._reply(client, message)
+            case actions.GiveMemory(client, memory, data_bytes):
+                self._give(client, memory, data_bytes)
+            case actions.DropClient(client, _):
+                if client in self.clients:
+                    self.drop_client(self.clients[client])
+            case actions.Log(_, text):
+                self.world.note(f"{machine.name}: {text}")
+            case actions.DialPeer():
+                pass  # connections come and go by themselves
+            case _:
+                raise AssertionError(f"no hand for {type(action).__name__}")
+
+    # --- peers ---
+
+    def _send_peer(self, node: int, message: messages.PeerMessage) -> None:
+        config = self.machine.config
+        if not isinstance(message, messages.Heartbeat):
+            self.world.note(f"{self.machine.name} -> n{node}: {message}")
+        frame = frames.encode_peer(
+            message,
+            cluster=config.cluster_name,
+            epoch=config.epoch,
+            node=self.machine.node,
+            incarnation=self.node.ctx.incarnation,
+        )
+
+        def deliver() -> None:
+            envelope, heard = frames.decode_peer(frame, cluster=config.cluster_name, epoch=config.epoch)
+            worker = self.machine.machines[node].worker
+            assert worker is not None
+            if isinstance(heard, messages.Heartbeat):
+                worker.ports[envelope.node] = heard.bulk_port
+            worker.handle(events.PeerSaid(envelope.node, envelope.incarnation, heard))
+
+        self.machine.network.send(self.machine.node, node, "control", deliver)
+
+    def _send_chunk(self, node: int, header: messages.ChunkHeader, view: memoryview) -> None:
+        receiver = self.machine.machines[node]
+
+        def leave() -> None:
+            if self.dead:
+                return
+            if receiver.worker is None or self.ports.get(node) != receiver.next_port or not self.connected(node):
+                self.world.after(0.05, leave)
+                return
+            payload = bytes(view)  # read now: the arena may have changed since the order
+            if not self.machine.network.calm and self.world.chance(self.machine.network.faults.corrupted):
+                payload = bytes([payload[0] ^ 0xFF]) + payload[1:]
+                self.world.note(f"corrupted {self.machine.name}->n{node} {header.kind} {header.chunk}")
+            frame = frames.encode(header)
+            self.machine.network.send(self.machine.node, node, "bulk", lambda: accept(frame, payload))
+
+        def accept(frame: bytes, payload: bytes) -> None:
+            worker = receiver.worker
+            assert worker is not None
+            config = self.machine.config
+            read = frames.decode_header(frame, cluster=config.cluster_name, epoch=config.epoch)
+            worker.frames.setdefault(key_of(read), payload)
+            worker.put(events.ChunkArrived(read, chunk_digest(payload)), 0.001)
+
+        self.world.after(self.world.between(0, 0.003), leave)
+
+    def connected(self, node: int) -> bool:
+        """Whether bytes could flow to a node now."""
+        return self.machine.network.open(self.machine.node, node)
+
+    # --- trainers ---
+
+    def attach(self, hear: Callable[[messages.DaemonMessage], None], gone: Callable[[], None]) -> Client:
+        """A trainer connects."""
+        client = Client(self.next_client, hear, gone)
+        self.next_client += 1
+        self.clients[client.number] = client
+        self.handle(events.ClientArrived(client.number, 1))
+        return client
+
+    def said(self, client: Client, message: messages.ClientMessage) -> None:
+        """A trainer says something; it arrives a little later, in order."""
+        self.world.note(f"client {client.number} of {self.machine.name}: {message}")
+        heard = frames.decode_client(frames.encode(message))
+        client.last_ns = max(client.last_ns + 1, self.world.now_ns + int(self.world.between(0, 0.002) * 1e9))
+
+        def arrive() -> None:
+            if client.number in self.clients:
+                self.handle(events.ClientSaid(client.number, heard))
+
+        self.world.at(client.last_ns, arrive)
+
+    def detach(self, client: Client) -> None:
+        """A trainer's process ended."""
+        client.closed = True
+        self.world.after(self.world.between(0, 0.05), lambda: self._notice_gone(client))
+
+    def _notice_gone(self, client: Client) -> None:
+        if self.world.now_ns < self.frozen_until_ns:
+            self.world.at(self.frozen_until_ns, lambda: self._notice_gone(client))
+        elif self.clients.pop(client.number, None) is not None:
+            self.handle(events.ClientGone(client.number))
+
+    def drop_client(self, client: Client) -> None:
+        """The connection ends from this side."""
+        self.clients.pop(client.number, None)
+        if not client.closed:
+            client.closed = True
+            client.gone()
+        if not self.dead:
+            self.handle(events.ClientGone(client.number))
+
+    def _to_client(self, number: int, deliver: Callable[[Client], None]) -> None:
+        client = self.clients.get(number)
+        if client is None:
+            return
+        client.last_reply_ns = max(client.last_reply_ns + 1, self.world.now_ns + int(self.world.between(0, 2e6)))
+        self.world.at(client.last_reply_ns, lambda: None if client.closed else deliver(client))
+
+    def _reply(self, number: int, message: messages.DaemonMessage) -> None:
+        if not isinstance(message, messages.ShardPending):
+            self.world.note(f"{self.machine.name} -> client {number}: {message}")
+        heard = frames.decode_daemon(frames.encode(message))
+        self._to_client(number, lambda client: client.hear(heard))
+
+    def _give(self, number: int, memory: Memory, data_bytes: int) -> None:
+        held = self.machine.held.get(memory)
+        if held is None or not held.data:
+            return
+        assert data_bytes == len(held.data), "a trainer is told the size that the memory has"
+        self._to_client(
+            number, lambda client: client.maps.update({(memory.job, memory.slot): (memory.generation, held.data)})
+        )
+
+    # --- work on bytes ---
+
+    def _allocate(self, action: actions.Allocate) -> None:
+        if self.dead:
+            return
+        if self.machine.refuse_memory:
+            self.handle(events.MemoryFailed(action.memory, "Cannot allocate memory"))
+            return
+        sizes: Sizes = action.sizes
+        self.machine.held[action.memory] = Held(
+            bytearray(sizes.data_bytes), bytearray(sizes.parity_bytes), [0] * sizes.digest_count
+        )
+        self.handle(events.MemoryReady(action.memory))
+
+    def _chunk(self, data: bytearray, chunk: int) -> memoryview:
+        size = self.machine.config.chunk_bytes
+        return memoryview(data)[chunk * size : (chunk + 1) * size]
+
+    def _next_coding(self) -> None:
+        """One coding thread: it takes its inputs when it starts an order, and its result shows when it ends."""
+        if self.coding_busy or not self.coding or self.dead:
+            return
+        self.coding_busy = True
+        finish = self._begin_coding(self.coding.popleft())
+
+        def end() -> None:
+            self.coding_busy = False
+            if self.dead:
+                return
+            event = finish()
+            if event is not None:
+                self.put(event, 0.001)
+            self._next_coding()
+
+        self.world.after(self.world.between(0.0001, 0.005), end)
+
+    def _begin_coding(self, action: actions.Action) -> Callable[[], events.Event | None]:
+        memory = getattr(action, "memory", None)
+        assert isinstance(memory, Memory)
+        held = self.machine.held.get(memory)
+        match action:
+            case actions.ServeChunk():
+                return lambda: self._serve(action, held)
+            case _ if held is None:
+                return lambda: None
+            case actions.DigestChunks(_, first, count):
+                digests = tuple(chunk_digest(self._chunk(held.data, chunk)) for chunk in range(first, first + count))
+                return lambda: self._digested(action, digests)
+            case actions.VerifyChunks(_, ticket, first, expected):
+                bad = tuple(
+                    chunk
+                    for chunk, digest in enumerate(expected, start=first)
+                    if chunk_digest(self._chunk(held.data, chunk)) != digest
+                )
+                return lambda: events.ChunksVerified(memory, ticket, bad)
+            case actions.EncodeParity() | actions.RebuildStripe():
+                payloads = {position: self.frames.get(key) for position, key in action.sources}
+                if any(payload is None for payload in payloads.values()):
+                    return lambda: None
+                sources = {position: payload for position, payload in payloads.items() if payload is not None}
+                if isinstance(action, actions.EncodeParity):
+                    return lambda: self._encode(action, held, sources)
+                return lambda: self._rebuild(action, held, sources)
+            case _:
+                raise AssertionError(action)
+
+    def _digested(self, action: actions.DigestChunks, digests: tuple[int, ...]) -> events.Event:
+        return events.ChunksDigested(action.memory, action.first_chunk, digests)
+
+    def _serve(self, action: actions.ServeChunk, held: Held | None) -> events.Event | None:
+        if held is not None:
+            source = memoryview(held.data if action.header.kind == "data" else held.parity)
+            chunk = source[action.offset_bytes : action.offset_bytes + self.machine.config.chunk_bytes]
+            if chunk_digest(chunk) == action.digest:
+                self._send_chunk(action.node, action.header, chunk)
+                return None
+        return events.ChunkNotServed(action.node, action.header)
+
+    def _encode(self, action: actions.EncodeParity, held: Held, sources: dict[int, bytes]) -> events.Event:
+        parity = self._chunk(held.parity, action.parity_index)
+        row = parity_matrix(self.params)[action.row : action.row + 1, list(sources)]
+        ENGINE.matmul(row, list(sources.values()), [parity])
+        for _, key in action.sources:
+            self.frames.pop(key, None)
+        return events.ParityEncoded(action.memory, action.stripe, chunk_digest(parity))
+
+    def _rebuild(self, action: actions.RebuildStripe, held: Held, sources: dict[int, bytes]) -> events.Event:
+        found: dict[int, bytes | memoryview] = dict(sources)
+        available = sorted([*sources, *action.zero_positions])
+        wanted = [position for position, _ in action.missing]
+        place = self._chunk(held.data if action.kind == "data" else held.parity, action.chunk)
+        if wanted:
+            rows = decode_matrix(self.params, available=available, wanted=wanted)
+            outputs = [
+                place if p == action.wanted_position else memoryview(bytearray(len(place))) for p in wanted
+            ]
+            columns = [i for i, position in enumerate(available) if position in found]
+            ENGINE.matmul(np.ascontiguousarray(rows[:, columns]), [found[available[i]] for i in columns], outputs)
+            found |= dict(zip(wanted, outputs, strict=True))
+        bad = tuple(position for position, digest in action.missing if chunk_digest(found[position]) != digest)
+        if action.kind == "parity" and not bad:
+            data = [position for position in sorted(found) if position < self.params.data_count]
+            row = parity_matrix(self.params)[action.wanted_position - self.params.data_count, data].reshape(1, -1)
+            ENGINE.matmul(row, [found[position] for position in data], [place])
+        for _, key in action.sources:
+            self.frames.pop(key, None)
+        return events.StripeRebuilt(action.memory, action.stripe, chunk_digest(place), bad)

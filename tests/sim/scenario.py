@@ -1,0 +1,178 @@
+"""One seed, one life of a cluster: a shape, faults for a while, then rest, in which progress is owed."""
+
+from dataclasses import dataclass
+
+from holdfast.protocol import messages
+from sim.cluster import Cluster, ClusterShape
+from sim.network import NetworkFaults
+from sim.ranks import Job, JobShape
+from sim.truth import BrokenPromiseError, promise
+from sim.world import World
+
+FAULTS_S = 25.0  # how long faults happen
+COMMIT_OWED_S = 45.0  # after the last fault: a snapshot that was begun after it is committed
+RESTORE_OWED_S = 25.0  # after a restart at rest: every rank has its bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a run did, for those who wonder whether it did anything."""
+
+    events: int
+    commits: int
+    restores: int
+    refusals: int
+
+
+class ScenarioError(AssertionError):
+    """A run that broke a promise or stood still; the text begins with the line that replays it."""
+
+
+def shape_of(world: World) -> ClusterShape:
+    """A cluster drawn from a seed: one group or several, nodes without ranks, ragged shards, one job or two."""
+    draw = world.random
+    node_count, group_size, parity = draw.choice(
+        [(1, 1, 0), (2, 2, 1), (3, 3, 0), (3, 3, 1), (4, 4, 1), (4, 4, 2), (5, 5, 2), (6, 6, 2), (6, 3, 1), (9, 3, 1)]
+    )
+    jobs = []
+    for name in ("a", "b")[: draw.choice([1, 1, 2])]:
+        idle = set(draw.sample(range(node_count), draw.choice([0, 0, 1]) if node_count > 1 else 0))
+        shards = [
+            (node, draw.choice([0, 1, 63, 64, 65, 200, 500, draw.randrange(1500)]))
+            for node in range(node_count)
+            if node not in idle
+            for _ in range(draw.choice([1, 1, 2, 3]))
+        ]
+        if not any(size for _, size in shards):
+            shards[0] = (shards[0][0], 100)
+        draw.shuffle(shards)
+        jobs.append(
+            JobShape(
+                name,
+                tuple(shards),
+                every=draw.choice([1, 1, 3]),
+                step_s=draw.choice([0.02, 0.1, 0.4]),
+                stall_s=draw.choice([2.0, 10.0]),
+            )
+        )
+    trouble = draw.choice([0.0, 0.0, 0.003, 0.02])
+    return ClusterShape(
+        node_count=node_count,
+        parity=parity,
+        group_size=group_size,
+        jobs=tuple(jobs),
+        slots=draw.choice([2, 2, 3]),
+        network=NetworkFaults(lost=trouble, doubled=trouble, corrupted=draw.choice([0.0, trouble])),
+    )
+
+
+def _fault(cluster: Cluster) -> None:
+    world = cluster.world
+    draw, node = world.random, world.random.randrange(cluster.shape.node_count)
+    job = draw.choice(cluster.jobs)
+    match draw.randrange(15):
+        case 0 | 1:
+            cluster.crash_worker(node)
+        case 2 | 3:
+            cluster.crash_worker(node, after_actions=draw.randrange(60))
+        case 4 | 5 | 6:
+            if cluster.may_lose(node):
+                cluster.lose_node(node, back_after_s=draw.choice([0.5, 4.0, 8.0]))
+        case 7:
+            job.kill("a rank crashed")
+        case 8:
+            job.next_attempt_fresh = True
+            job.kill("a restart that begins afresh")
+        case 9:
+            nodes = set(draw.sample(range(cluster.shape.node_count), draw.randint(1, cluster.shape.node_count)))
+            cluster.partition(nodes, seconds=draw.uniform(0.5, 8.0), one_way=world.chance(0.3))
+        case 10:
+            cluster.freeze(node, draw.uniform(0.3, 5.0))
+        case 11:
+            cluster.slow(node, draw.uniform(1.0, 5.0))
+        case 12:
+            cluster.cut(node)
+        case 13:
+            job.new_sizes = [draw.choice([0, size, size + 100, draw.randrange(1200)]) for size in job.sizes]
+            job.new_sizes[0] = max(job.new_sizes[0], 1)
+        case 14:
+            question = draw.choice([messages.AskRecover(), messages.AskStatus()])
+            cluster.command(node, question)
+            if world.chance(0.3):
+                cluster.refuse_memory(node, draw.uniform(0.5, 3.0))
+
+
+def play(seed: int) -> Outcome:
+    """One run. Raises BrokenPromiseError, or whatever a core raises."""
+    cluster = Cluster(seed, shape_of(World(seed)))
+    return _play(cluster)
+
+
+def _play(cluster: Cluster) -> Outcome:
+    world = cluster.world
+    cluster.start()
+    world.run_until(lambda: False, deadline_s=world.between(2.0, 8.0))
+    end_s = world.now_s + FAULTS_S
+    while world.now_s < end_s:
+        _fault(cluster)
+        world.run_until(lambda: False, deadline_s=world.now_s + world.random.expovariate(1 / 3.0))
+    rest(cluster)
+    return Outcome(
+        events=world.event_count,
+        commits=sum(cluster.truth.is_committed(key) for key in cluster.truth.layouts),
+        restores=sum(job.life for job in cluster.jobs),
+        refusals=sum(len(job.problems) for job in cluster.jobs),
+    )
+
+
+def rest(cluster: Cluster) -> None:
+    """Faults stop: a new snapshot must commit, and a restart must restore."""
+    world = cluster.world
+    cluster.network.calm = True
+    world.run_until(lambda: False, deadline_s=max(world.now_s, cluster.last_fault_s) + 0.001)
+    world.note("REST")
+    for job in cluster.jobs:
+        _owe_commit(cluster, job)
+    cluster.truth.check_at_rest()
+    world.run_until(cluster.is_quiet, deadline_s=world.now_s + 30.0)
+    for job in cluster.jobs:
+        _owe_restore(cluster, job)
+    cluster.truth.check_at_rest()
+
+
+def _owe_commit(cluster: Cluster, job: Job) -> None:
+    world, begun, attempts = cluster.world, job.begun, job.life
+    done = world.run_until(
+        lambda: job.committed is not None and (begun is None or job.committed > begun) and job.running,
+        deadline_s=world.now_s + COMMIT_OWED_S,
+    )
+    promise(
+        done,
+        f"job {job.shape.name}: nothing begun after the last fault was committed within {COMMIT_OWED_S} s "
+        f"(committed {job.committed}, begun before the rest {begun}, now {job.begun}, lives {attempts}..{job.life}, "
+        f"problems {job.problems[-1:]})",
+    )
+
+
+def _owe_restore(cluster: Cluster, job: Job) -> None:
+    world, life, known = cluster.world, job.life, job.committed
+    job.kill("a restart at rest")
+    done = world.run_until(lambda: job.life > life and job.restored_all, deadline_s=world.now_s + RESTORE_OWED_S)
+    promise(done, f"job {job.shape.name}: not restored within {RESTORE_OWED_S} s after a restart at rest")
+    promise(
+        job.restored is not None and known is not None and job.restored >= known,
+        f"job {job.shape.name}: {known} was committed, {job.restored} was restored",
+    )
+
+
+def run(seed: int) -> Outcome:
+    """One run; a failure names its seed and shows the end of the transcript."""
+    cluster = Cluster(seed, shape_of(World(seed)))
+    try:
+        return _play(cluster)
+    except Exception as error:
+        kind = "broken promise" if isinstance(error, BrokenPromiseError) else "crash"
+        tail = "\n".join(cluster.world.transcript[-40:])
+        raise ScenarioError(
+            f"seed {seed}, {cluster.world.now_s:.3f} s, {kind}: {error!r}\nreplay: python -m sim {seed}\n{tail}"
+        ) from error

@@ -1,0 +1,215 @@
+"""What really happened in a simulated cluster, noted beside the cores, and the promises held against it.
+
+The checkers keep their own books: which bytes each rank staged, which node stated or denied which fact. They read a
+core's state only to see what it claims, never to learn what is true.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from holdfast.coding import chunk_digest, parity_matrix
+from holdfast.daemon.core import actions
+from holdfast.daemon.core.slot import COMPLETE, Phase, Slot
+from holdfast.protocol import messages
+from holdfast.protocol.ids import SnapshotId
+from holdfast.protocol.layout import Geometry, Layout
+from sim.machine import ENGINE, Held, Machine, Worker
+
+JobSnapshot = tuple[str, SnapshotId]
+
+
+class BrokenPromiseError(AssertionError):
+    """A simulated cluster did what it must never do."""
+
+
+def promise(kept: object, text: str) -> None:
+    """Raise if a promise is not kept."""
+    if not kept:
+        raise BrokenPromiseError(text)
+
+
+@dataclass(slots=True)
+class Truth:
+    """The books of one cluster."""
+
+    machines: list[Machine]
+    staged: dict[JobSnapshot, dict[int, bytes]] = field(default_factory=dict)  # bytes by role, when sealed
+    layouts: dict[JobSnapshot, Layout] = field(default_factory=dict)
+    owners: dict[tuple[str, int], int] = field(default_factory=dict)  # (job, attempt) -> life of the job
+    stated: dict[JobSnapshot, set[int]] = field(default_factory=dict)  # who ever stated its fact
+    stated_now: dict[JobSnapshot, set[int]] = field(default_factory=dict)  # the same, with the memory still there
+    denied: dict[JobSnapshot, set[int]] = field(default_factory=dict)  # who stated the counter-fact
+    forgotten: set[str] = field(default_factory=set)
+    _phases: dict[tuple[int, str, int], Phase] = field(default_factory=dict)  # of every slot, after its last event
+    _held: dict[int, set[JobSnapshot]] = field(default_factory=dict)  # node -> what it held after its last event
+    _committed: dict[tuple[int, str], SnapshotId | None] = field(default_factory=dict)
+
+    # --- notes ---
+
+    def stage(self, job: str, snapshot: SnapshotId, role: int, *, layout: Layout, shard: bytes) -> None:
+        """A rank has sealed its shard."""
+        self.layouts[job, snapshot] = layout
+        shards = self.staged.setdefault((job, snapshot), {})
+        promise(role not in shards, f"role {role} staged {snapshot} of {job} twice: an attempt number was used twice")
+        shards[role] = shard
+
+    def begin_attempt(self, job: str, attempt: int, life: int) -> None:
+        """A life of a job begins its attempt."""
+        owner = self.owners.setdefault((job, attempt), life)
+        promise(owner == life, f"attempt {attempt} of {job} was given to two lives of the job")
+
+    def lost(self, node: int) -> None:
+        """A machine's memory is gone."""
+        self._held.pop(node, None)
+        for nodes in self.stated_now.values():
+            nodes.discard(node)
+        for key in [key for key in self._committed if key[0] == node]:
+            del self._committed[key]
+        self._phases = {key: phase for key, phase in self._phases.items() if key[0] != node}
+
+    # --- what must be true of a snapshot ---
+
+    def geometry(self, key: JobSnapshot) -> Geometry:
+        """The geometry under which the ranks staged."""
+        return self.machines[0].geometry(self.layouts[key])
+
+    def is_committed(self, key: JobSnapshot) -> bool:
+        """Whether all participants have stated their fact."""
+        return key in self.layouts and self.geometry(key).participants <= self.stated.get(key, set())
+
+    def image(self, key: JobSnapshot, node: int) -> bytes:
+        """What a node's image must be, padding included."""
+        layout, geometry = self.layouts[key], self.geometry(key)
+        shards = self.staged.get(key, {})
+        image = b"".join(shards.get(role, b"?") for role in layout.roles_on(node))
+        return image.ljust(geometry.data_bytes(node), b"\0")
+
+    def parity(self, key: JobSnapshot, node: int) -> bytes:
+        """What a node's parity must be."""
+        geometry = self.geometry(key)
+        stripes, group = geometry.stripes(node), geometry.group_of(node)
+        me, size = group.index(node), geometry.chunk_bytes
+        images = [self.image(key, member) for member in group]
+        parity = bytearray(geometry.parity_bytes(node))
+        worker = self.machines[node].worker
+        assert worker is not None
+        for stripe in stripes.parity_stripes(me):
+            chunks = [bytes(size)] * stripes.data_count
+            for position, member, chunk in stripes.contributions(stripe):
+                chunks[position] = images[member][chunk * size : (chunk + 1) * size]
+            row = stripes.parity_members(stripe).index(me)
+            start = stripes.parity_index(stripe, me) * size
+            target = memoryview(parity)[start : start + size]
+            ENGINE.matmul(parity_matrix(worker.params)[row : row + 1], chunks, [target])
+        return bytes(parity)
+
+    # --- after every event ---
+
+    def observe(self, worker: Worker, decided: Iterable[actions.Action]) -> None:
+        """Hold a node's claims against the books."""
+        machine = worker.machine
+        node, where = machine.node, machine.name
+        for action in decided:
+            if isinstance(action, actions.SendPeer) and isinstance(action.message, messages.NodeGaveUp):
+                said = action.message
+                if said.node == node:
+                    self._observe_denial(node, (said.job, said.snapshot))
+        held: set[JobSnapshot] = set()
+        for name, parts in worker.node.jobs.items():
+            job = parts.job
+            for snapshot in job.given_up:
+                if not self.denied.get((name, snapshot)):
+                    self._observe_denial(node, (name, snapshot))  # it can't have heard of it
+            for slot in job.slots:
+                rebuilt = self._phases.get((node, name, slot.index)) is Phase.REBUILDING
+                self._phases[node, name, slot.index] = slot.phase
+                if slot.phase in COMPLETE and slot.snapshot is not None:
+                    key = (name, slot.snapshot)
+                    held.add(key)
+                    if key not in self._held.get(node, set()):
+                        self._observe_complete(worker, key, slot, rebuilt=rebuilt)
+            self._observe_commit(node, name, job.committed)
+        for name, snapshot in self._held.get(node, set()) - held:
+            known = worker.node.jobs.get(name)
+            if known is None:
+                promise(name in self.forgotten, f"{where} forgot job {name} unasked")
+                continue
+            newer = known.job.committed is not None and known.job.committed > snapshot
+            over = known.job.attempt > snapshot.attempt and known.job.committed != snapshot
+            denied = self.denied.get((name, snapshot), set()) - self.stated.get((name, snapshot), set())
+            promise(newer or over or denied, f"{where} let {snapshot} of {name} go, whose fact it had stated")
+        self._held[node] = held
+        reserved = sum(memory.held_bytes for memory in machine.held.values())
+        promise(reserved <= machine.budget_bytes, f"{where} holds {reserved} bytes of a budget of {machine.budget_bytes}")
+
+    def _observe_denial(self, node: int, key: JobSnapshot) -> None:
+        self.denied.setdefault(key, set()).add(node)
+        stated = node in self.stated_now.get(key, set())
+        promise(not stated, f"node {node} denies {key[1]} of {key[0]}, whose fact it had stated")
+
+    def _observe_commit(self, node: int, name: str, committed: SnapshotId | None) -> None:
+        if committed is None or self._committed.get((node, name)) == committed:
+            return
+        self._committed[node, name] = committed
+        key = (name, committed)
+        missing = self.geometry(key).participants - self.stated.get(key, set()) if key in self.layouts else {"all"}
+        promise(not missing, f"node {node} calls {committed} of {name} committed; no fact yet from {sorted(missing)}")
+
+    def _observe_complete(self, worker: Worker, key: JobSnapshot, slot: Slot, *, rebuilt: bool) -> None:
+        node, (name, snapshot) = worker.machine.node, key
+        if rebuilt:
+            self.stated_now.setdefault(key, set()).add(node)
+        else:
+            self.stated.setdefault(key, set()).add(node)
+            self.stated_now.setdefault(key, set()).add(node)
+            denied = self.denied.get(key, set())
+            promise(node not in denied, f"node {node} states the fact of {snapshot} of {name}, which it had denied")
+        self.check_bytes(worker, key, slot)
+
+    def check_bytes(self, worker: Worker, key: JobSnapshot, slot: Slot) -> None:
+        """What a node calls complete has the staged bytes, the right parity, and their digests."""
+        node, (name, snapshot) = worker.machine.node, key
+        promise(key in self.layouts, f"node {node} holds {snapshot} of {name}, which no rank has staged")
+        geometry = self.geometry(key)
+        held = worker.machine.held.get(slot.memory(name), Held(bytearray(), bytearray(), []))
+        what = f"of {snapshot} of {name} on node {node}"
+        promise(held.data == self.image(key, node), f"the image {what} is not what its ranks staged")
+        promise(held.parity == self.parity(key, node), f"the parity {what} does not belong to the data")
+        size = geometry.chunk_bytes
+        images = [self.image(key, member) for member in geometry.group_of(node)]
+        digests = [chunk_digest(image[i : i + size]) for image in images for i in range(0, len(image), size)]
+        promise(slot.digests[: len(digests)] == digests, f"the digests {what} are not those of the data")
+
+    def check_at_rest(self) -> None:
+        """The same for everything that is held anywhere, when the cluster is at rest; and the tables in memory."""
+        for machine in self.machines:
+            worker = machine.worker
+            for name, parts in worker.node.jobs.items() if worker is not None else ():
+                for slot in parts.job.slots:
+                    if worker is not None and slot.phase in COMPLETE and slot.snapshot is not None:
+                        self.check_bytes(worker, (name, slot.snapshot), slot)
+                        table = machine.held[slot.memory(name)].digests if slot.sizes.total_bytes else []
+                        known = [digest or 0 for digest in slot.digests]
+                        promise(table == known, f"node {machine.node}: the digest table in memory is not the core's")
+
+    # --- what a job is told ---
+
+    def check_offer(self, job: str, snapshot: SnapshotId) -> None:
+        """Nothing uncommitted is offered."""
+        promise(self.is_committed((job, snapshot)), f"{snapshot} of {job} is offered and was never committed")
+
+    def known_commits(self, job: str) -> dict[int, SnapshotId]:
+        """What each live node knows to be committed."""
+        found = {}
+        for machine in self.machines:
+            parts = machine.worker.node.jobs.get(job) if machine.worker is not None else None
+            if parts is not None and parts.job.committed is not None:
+                found[machine.node] = parts.job.committed
+        return found
+
+    def check_restored(self, job: str, snapshot: SnapshotId, role: int, shard: bytes) -> None:
+        """Restored bytes equal staged bytes."""
+        if self.layouts[job, snapshot].shards[role].shard_bytes == 0:
+            return  # a group without a byte takes no part: its ranks may have sealed nothing
+        staged = self.staged[job, snapshot].get(role)
+        promise(shard == staged, f"role {role} of {job} got bytes of {snapshot} that it never staged")
