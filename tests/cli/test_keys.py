@@ -40,6 +40,20 @@ def test_secrets_are_closed_to_others_whatever_the_umask(tmp_path: Path) -> None
     assert (tmp_path / "keys").stat().st_mode & 0o777 == 0o700
 
 
+def test_a_folder_that_was_open_is_closed(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    write_keys(tmp_path, ["a"])
+    assert tmp_path.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_key_that_appears_meanwhile_is_not_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("holdfast.cli.keys._refuse_to_overwrite", lambda directory, names: None)  # it looked too early
+    (tmp_path / "b.key").write_text("somebody else's")
+    with pytest.raises(OperatorError, match="File exists"):
+        write_keys(tmp_path, ["a", "b"])
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("b.key", "somebody else's")]
+
+
 @pytest.mark.parametrize("there", ["b.key", "b.key_secret"])
 def test_a_key_is_never_overwritten_and_nothing_else_is_written(tmp_path: Path, there: str) -> None:
     (tmp_path / there).write_text("old")

@@ -109,6 +109,12 @@ def test_distinct_domains_need_no_warning_and_neighbours_part() -> None:
     assert report.warnings == ()
 
 
+def test_the_largest_domains_are_dealt_out_first() -> None:
+    """In the order of the file, this cluster would survive 3 domains and not 4."""
+    domains = list("fddbaffdcdbdciaiaaiibdaccciiaecehafcdca")
+    assert place(domains, group_size=9, parity=6).report().domain_losses == 4
+
+
 def test_two_nodes_per_host_land_in_different_groups() -> None:
     hosts = ["h0", "h0", "h1", "h1", "h2", "h2", "h3", "h3"]
     assert place(hosts, group_size=4, parity=1).report().domain_load_max == 1
