@@ -19,6 +19,7 @@ from holdfast.cli.status import mib
 from holdfast.protocol.exit_codes import ExitCode, OperatorError
 
 LOOK_S = 0.2  # between two looks at the progress
+ASK_AGAIN_S = 2.0  # a wish to rebuild may be lost on its way; asking twice does no harm
 STALLED_S = 60.0  # without progress for so long, the command gives up watching
 
 Watcher = Callable[[dict[str, dict[str, Any]]], None]
@@ -79,6 +80,7 @@ def watch(daemon: Daemon, names: set[str], report: Watcher) -> None:
         OperatorError: one failed (not recoverable), or nothing moves any more.
     """
     last, moved_s = -1, time.monotonic()
+    asked_s = time.monotonic()
     while True:
         status = daemon.status()
         lost = {name: entry for name, entry in losses(status).items() if name in names}
@@ -91,6 +93,9 @@ def watch(daemon: Daemon, names: set[str], report: Watcher) -> None:
                 ExitCode.NOT_RECOVERABLE,
                 f"the rebuild of {', '.join(failed)} failed: {_unrecoverable(status) or 'see the log of that node'}",
             )
+        if time.monotonic() - asked_s > ASK_AGAIN_S and any(entry["rebuild"] != "running" for entry in lost.values()):
+            daemon.recover()
+            asked_s = time.monotonic()
         done = sum(entry["rebuilt_bytes"] for entry in lost.values()) - sum(e["lost_bytes"] for e in lost.values())
         if done != last:
             last, moved_s = done, time.monotonic()

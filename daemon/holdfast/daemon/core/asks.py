@@ -53,10 +53,10 @@ class Asks:
             self.ctx.reply(client, messages.Denied("AskRecover", "", ExitCode.USAGE, text))
             return
         targets = [names.index(name)] if name is not None else range(len(names))
-        started = [target for target in targets if self._loses(target)]
-        for target in started:
+        for target in targets:  # all of them: what is known here of the others' losses may be a heartbeat old
             self.rebuild(target)
-        text = f"rebuilding on {len(started)} nodes" if started else "nothing is lost: no rebuild is needed"
+        started = [target for target in targets if self._loses(target)]
+        text = f"rebuilding on {len(started)} nodes" if started else "nothing lost is known here"
         self.ctx.reply(client, messages.RecoverAnswer(tuple(names[target] for target in started), text))
 
     def _loses(self, node: int) -> bool:
