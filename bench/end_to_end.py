@@ -139,6 +139,7 @@ def memory_held(cluster: Cluster, arguments: argparse.Namespace, common: dict[st
     Only n0 has an image here, so each of its chunks stands alone in its stripe and costs m parity chunks; with even
     images it would be m/k.
     """
+    wait_for(lambda: all(node["arena_bytes"] for node in cluster.status()["nodes"]), "every node's heartbeat")
     status = cluster.status()
     held = sum(node["arena_bytes"] for node in status["nodes"])
     image = status["jobs"][0]["snapshot_bytes"]

@@ -90,6 +90,7 @@ class PeerSide:
             case messages.Heartbeat():
                 for job_report in message.jobs:
                     self._heard_report(node, job_report)
+                self.restoring.answer()  # this may have been the last node that a question waited for
             case messages.ReportWanted():
                 self.ctx.tell(node, self.registry.heartbeat())
             case messages.RestoreAsked(job, request):
