@@ -195,4 +195,5 @@ def test_the_budget_of_a_peer_counts_as_well(make_cluster: MakeCluster) -> None:
     with pytest.raises(HoldfastError, match="memory"):
         snapshotter.wait(timeout_s=10)
     assert job_row(cluster.status(), "big")["committed_step"] is None
-    snapshotter.close()
+    with pytest.raises(HoldfastError, match="memory budget of node n1"):
+        snapshotter.close()

@@ -360,7 +360,7 @@ class Snapshotter:
             while stager.standing.committed is None or stager.standing.committed < wanted:
                 given_up = stager.standing.given_up
                 if given_up == wanted:
-                    raise SnapshotSkippedError(f"{wanted} was given up and can't commit")
+                    raise SnapshotSkippedError(f"{wanted} can't commit: {stager.standing.given_up_reason}")
                 left_s = deadline_s - monotonic()
                 if left_s <= 0:
                     why = stager.standing.problem or f"newest committed: {stager.standing.committed}"

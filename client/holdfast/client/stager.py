@@ -41,6 +41,7 @@ class Standing:
     protected_step: int | None = None
     committed: SnapshotId | None = None
     given_up: SnapshotId | None = None
+    given_up_reason: str = ""
     problem: str = ""  # why protection is not working now; empty while it works
 
 
@@ -144,7 +145,7 @@ class Stager:
             standing.sealed_step = _newer(standing.sealed_step, step(progress.sealed))
             standing.protected_step = _newer(standing.protected_step, step(progress.protected))
             standing.committed = progress.committed
-            standing.given_up = progress.given_up
+            standing.given_up, standing.given_up_reason = progress.given_up, progress.reason
             self.changed.notify_all()
 
     # --- work, on the thread ---

@@ -41,6 +41,7 @@ class Job:
     wanted_open: set[SnapshotId] = field(default_factory=set)  # peers have sealed these; a slot is owed
     left_roles: set[int] = field(default_factory=set)
     closed: bool = False
+    no_memory: str = ""  # why the newest layout has less than all its slots here; empty if it has them
     touched_ns: int = 0
     protect_s: float = 0.0
     digest_failures: int = 0
@@ -148,6 +149,7 @@ class Job:
             if refusal := self.allocate(slot, geometry):
                 self._refuse_plans(refusal)
                 return
+        self.no_memory = ""
         self._accept_plans()
 
     def allocate(self, slot: Slot, geometry: Geometry) -> str | None:
@@ -201,6 +203,9 @@ class Job:
         return slot if slot is not None and slot.generation == memory.generation else None
 
     def _refuse_plans(self, text: str) -> None:
+        if text != self.no_memory:
+            self.ctx.log(f"job {self.name}: memory budget: {text}", "error")
+        self.no_memory = text
         for client in list(self.planning):
             del self.planning[client]
             self.writers.pop(client, None)
@@ -349,6 +354,10 @@ class Job:
         if self.committed is None or snapshot > self.committed:
             self.wanted_open.add(snapshot)
             self.grant_waiting()
+            if self.no_memory and snapshot in self.wanted_open:  # better the ranks hear it than that they wait
+                self.give_up_snapshot(
+                    snapshot, f"memory budget of node {self.ctx.name_of(self.ctx.node)}: {self.no_memory}"
+                )
 
     def grant_waiting(self) -> None:
         """Open slots for what waits, oldest snapshot first, and grant them to the ranks that asked."""

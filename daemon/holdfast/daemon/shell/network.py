@@ -39,6 +39,9 @@ _BULK_HWM_FRAMES = 2 * limits.CHUNK_CREDITS * limits.JOB_COUNT_MAX
 _FRAMES_HELD_MAX = 4096  # received chunks that wait for their stripe; credits keep it far below
 _TURN_FRAMES_MAX = 256  # frames taken from one socket per turn, so that none starves the others
 _SLACK_BYTES = 64 << 10
+_HANDSHAKE_FAILED = (
+    zmq.Event.HANDSHAKE_FAILED_AUTH | zmq.Event.HANDSHAKE_FAILED_PROTOCOL | zmq.Event.HANDSHAKE_FAILED_NO_DETAIL
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +125,7 @@ class ControlPlane:
         if self._zap is not None:
             self._zap.bind("inproc://zeromq.zap.01")
         self._router = self._listen()
+        self._knocks = self._router.get_monitor_socket(_HANDSHAKE_FAILED)
         self._clients = context.socket(zmq.ROUTER)
         self._clients.setsockopt(zmq.LINGER, 0)
         self._clients.setsockopt(zmq.MAXMSGSIZE, limits.CONTROL_FRAME_BYTES_MAX)
@@ -157,6 +161,7 @@ class ControlPlane:
             self._router,
             self._clients,
             self._zap,
+            self._knocks,
             *self._dealers.values(),
             *self._monitors,
         ]:
@@ -177,10 +182,7 @@ class ControlPlane:
             dealer.setsockopt(zmq.CURVE_PUBLICKEY, self._keys.public)
             dealer.setsockopt(zmq.CURVE_SECRETKEY, self._keys.secret)
             dealer.setsockopt(zmq.CURVE_SERVERKEY, self._keys.of(node))
-        refusals = (
-            zmq.Event.HANDSHAKE_FAILED_AUTH | zmq.Event.HANDSHAKE_FAILED_PROTOCOL | zmq.Event.HANDSHAKE_FAILED_NO_DETAIL
-        )
-        self._monitors[dealer.get_monitor_socket(refusals)] = node
+        self._monitors[dealer.get_monitor_socket(_HANDSHAKE_FAILED)] = node
         peer = self._config.nodes[node]
         dealer.connect(_endpoint(peer.host, peer.port))
         self._dealers[node] = dealer
@@ -233,6 +235,10 @@ class ControlPlane:
         for node, dealer in self._dealers.items():
             for parts in _drain(dealer):
                 self._refused_by_peer(node, parts, found)
+        while self._knocks.poll(0):
+            recv_monitor_message(self._knocks)
+            text = "handshake: a connection failed its handshake: no ZeroMQ, or a key that is not listed on both sides"
+            found.append(events.PeerRefused(None, "key", text, by_us=True))
         for monitor, node in self._monitors.items():
             while monitor.poll(0):
                 recv_monitor_message(monitor)
@@ -301,8 +307,9 @@ class ControlPlane:
 
     def close(self) -> None:
         """Close every socket."""
-        for monitor in self._monitors:
+        for monitor in (self._knocks, *self._monitors):
             monitor.close(0)
+        self._router.disable_monitor()
         for dealer in self._dealers.values():
             dealer.disable_monitor()
             dealer.close(0)
