@@ -1,0 +1,41 @@
+"""What monitors get: a code and one line."""
+
+import json
+from pathlib import Path
+
+import pytest
+from holdfast.cli.check import judge
+from holdfast.cli.main import main
+
+
+@pytest.mark.parametrize(
+    ("verdict", "code", "state"),
+    [
+        ("HEALTHY", 0, "OK"),
+        ("DEGRADED", 1, "WARNING"),
+        ("UNPROTECTED", 2, "CRITICAL"),
+        ("LOST", 2, "CRITICAL"),
+        ("?", 3, "UNKNOWN"),
+    ],
+)
+def test_each_verdict_has_its_code(verdict: str, code: int, state: str) -> None:
+    found, fields = judge({"verdict": verdict, "reason": "n1\n lost", "more_losses": 1})
+    assert (found, fields["state"]) == (code, state)
+    assert fields["text"] == f"{verdict} 1 more node can be lost in every group n1 lost"
+
+
+def test_no_daemon_is_unknown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "--socket", str(tmp_path / "none")]) == 3
+    assert capsys.readouterr().out.startswith("HOLDFAST UNKNOWN - no daemon answers on")
+
+
+def test_json_has_a_schema(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "--json", "--socket", str(tmp_path / "none")]) == 3
+    told = json.loads(capsys.readouterr().out)
+    assert (told["schema"], told["exit_code"], told["state"]) == ("holdfast.check/1", 3, "UNKNOWN")
+
+
+def test_other_verbs_end_with_unreachable(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for verb in (["status"], ["recover"], ["forget", "gpt"]):
+        assert main([*verb, "--socket", str(tmp_path / "none")]) == 4
+        assert "start one with 'holdfast daemon'" in capsys.readouterr().err

@@ -1,0 +1,65 @@
+"""What counts as lost, and when watching a rebuild ends; the daemon here is a script of statuses."""
+
+from typing import Any, cast
+
+import pytest
+from holdfast.cli import recover
+from holdfast.cli.link import Daemon
+from holdfast.protocol.exit_codes import ExitCode, OperatorError
+
+
+def status(lost_bytes: int, *, rebuilt_bytes: int = 0, rebuild: str = "", verdict: str = "DEGRADED") -> dict[str, Any]:
+    held = {"lost_bytes": lost_bytes, "rebuilt_bytes": rebuilt_bytes, "rebuild": rebuild}
+    return {
+        "jobs": [{"name": "gpt", "verdict": verdict, "committed_step": 5, "reason": "n1, n2 lost"}],
+        "nodes": [
+            {"name": "n0", "state": "up", "jobs": {"gpt": {"lost_bytes": 0, "rebuilt_bytes": 0, "rebuild": ""}}},
+            {"name": "n1", "state": "up", "jobs": {"gpt": held}},
+        ],
+    }
+
+
+class Script:
+    """Gives one status after the other, and counts how often a rebuild was asked for."""
+
+    def __init__(self, *statuses: dict[str, Any]) -> None:
+        self.statuses, self.asked = list(statuses), 0
+
+    def status(self) -> dict[str, Any]:
+        return self.statuses.pop(0) if len(self.statuses) > 1 else self.statuses[0]
+
+    def recover(self, node: str | None = None) -> None:
+        self.asked += 1
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recover, "LOOK_S", 0.0)
+    monkeypatch.setattr(recover, "ASK_AGAIN_S", 0.0)
+    monkeypatch.setattr(recover, "STALLED_S", 0.05)
+
+
+def test_only_nodes_that_lost_something_count() -> None:
+    assert recover.losses(status(10, rebuilt_bytes=4, rebuild="running")) == {
+        "n1": {"lost_bytes": 10, "rebuilt_bytes": 4, "rebuild": "running"}
+    }
+    assert recover.losses(status(0)) == {}
+
+
+def test_watching_ends_when_nothing_is_lost() -> None:
+    seen: list[dict[str, dict[str, Any]]] = []
+    script = Script(status(10), status(10, rebuilt_bytes=5, rebuild="running"), status(0))
+    recover.watch(cast("Daemon", script), {"n1"}, seen.append)
+    assert [sum(entry["rebuilt_bytes"] for entry in lost.values()) for lost in seen] == [0, 5, 0]
+    assert script.asked == 1, "a wish that may have been lost is said again, a running rebuild is left alone"
+
+
+def test_a_failed_rebuild_is_not_recoverable() -> None:
+    with pytest.raises(OperatorError, match="rebuild of n1 failed") as error:
+        recover.watch(cast("Daemon", Script(status(10, rebuild="failed"))), {"n1"}, lambda _: None)
+    assert error.value.exit_code is ExitCode.NOT_RECOVERABLE
+
+
+def test_no_progress_is_said() -> None:
+    with pytest.raises(OperatorError, match="no progress for"):
+        recover.watch(cast("Daemon", Script(status(10, rebuild="running"))), {"n1"}, lambda _: None)

@@ -1,0 +1,96 @@
+"""How a status reads: the verdict first, then jobs and nodes."""
+
+from typing import Any
+
+from holdfast.cli.status import headline, render
+
+
+def status(**changes: Any) -> dict[str, Any]:
+    """A cluster of two nodes with one job, as a daemon tells it."""
+    held = {
+        "committed_step": 7,
+        "staged_step": 7,
+        "whole": True,
+        "lost_bytes": 0,
+        "rebuilt_bytes": 0,
+        "rebuild": "",
+        "ranks": [0],
+        "digest_failures": 0,
+    }
+    node = {"address": "127.0.0.1:1", "domain": "d", "group": 0, "state": "up", "reason": "", "incarnation": 1}
+    node |= {"worker_session": 1, "arena_bytes": 3 << 20, "budget_bytes": 8 << 20, "engine": "native"}
+    whole: dict[str, Any] = {
+        "schema": "holdfast.status/1",
+        "cluster": "lab",
+        "epoch": 1,
+        "parity": 1,
+        "groups": [["a", "b"]],
+        "seen_by": "a",
+        "collector": "a",
+        "verdict": "HEALTHY",
+        "reason": "",
+        "more_losses": 1,
+        "jobs": [
+            {
+                "name": "gpt",
+                "attempt": 1,
+                "committed_step": 7,
+                "committed_attempt": 1,
+                "ranks": 2,
+                "closed": False,
+                "protect_s": 0.25,
+                "digest_failures": 0,
+                "lost_nodes": [],
+                "snapshot_bytes": 2 << 20,
+                "more_losses": 1,
+                "verdict": "HEALTHY",
+                "reason": "",
+            }
+        ],
+        "nodes": [
+            node | {"name": "a", "index": 0, "jobs": {"gpt": dict(held)}},
+            node | {"name": "b", "index": 1, "jobs": {"gpt": dict(held)}},
+        ],
+    }
+    return whole | changes
+
+
+def test_render_reads_as_expected() -> None:
+    assert render(status()) == "\n".join(
+        [
+            "HEALTHY  1 more node can be lost in every group",
+            "",
+            "  cluster  lab, epoch 1, parity 1",
+            "  seen by  a, collector a",
+            "",
+            "  job  verdict  committed  ranks  snapshot  protect  more losses",
+            "  gpt  HEALTHY  step 7     2      2.0 MiB   0.25 s   1",
+            "",
+            "  node  group  state  address      arena               holds",
+            "  a     0      up     127.0.0.1:1  3.0 MiB of 8.0 MiB  gpt: step 7",
+            "  b     0      up     127.0.0.1:1  3.0 MiB of 8.0 MiB  gpt: step 7",
+        ]
+    )
+
+
+def test_losses_and_rebuilds_are_shown_in_the_node_s_row() -> None:
+    changed = status()
+    changed["nodes"][0]["jobs"]["gpt"] |= {"lost_bytes": 4 << 20}
+    changed["nodes"][1]["jobs"]["gpt"] |= {"lost_bytes": 4 << 20, "rebuilt_bytes": 1 << 20, "rebuild": "running"}
+    text = render(changed)
+    assert "gpt: LOST 4.0 MiB; 'holdfast recover' rebuilds it" in text
+    assert "gpt: rebuilding, 25% of 4.0 MiB" in text
+
+
+def test_a_refused_peer_says_why_in_its_row() -> None:
+    changed = status()
+    changed["nodes"][1] |= {"state": "refused", "reason": "expected epoch 1, found 2", "jobs": {}}
+    assert "refused: expected epoch 1, found 2" in render(changed)
+
+
+def test_headline_counts_losses() -> None:
+    assert headline(status(more_losses=0, verdict="UNPROTECTED", reason="b lost")) == (
+        "UNPROTECTED  no node can be lost\n  b lost"
+    )
+    assert headline(status(more_losses=2)) == "HEALTHY  2 more nodes can be lost in every group"
+    assert "not known" in headline(status(more_losses=None))
