@@ -19,6 +19,7 @@ READER_GONE = 141  # 128 + SIGPIPE; not 0, which for `check` would mean that all
 
 # name -> (module, what it does). In the order of the help.
 VERBS: dict[str, tuple[str, str]] = {
+    "demo": ("holdfast.cli.demo", "train on a local cluster, kill nodes, recover, check that it is bit-exact"),
     "local": ("holdfast.cli.local", "a cluster of daemons on this machine, until interrupted"),
     "daemon": ("holdfast.cli.daemon", "run one node: keeper and worker"),
     "status": ("holdfast.cli.status", "how safe the cluster's jobs are, and the state of each node"),
