@@ -15,7 +15,7 @@ import os
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -212,14 +212,19 @@ class ControlPlane:
         except (zmq.Again, zmq.ZMQError) as error:
             log.debug("message %s to a client dropped: %s", type(message).__name__, error)
 
-    def receive(self, clients: dict[bytes, int]) -> list[events.Event]:
-        """Take what has come, bounded per turn. `clients` maps tokens to client numbers."""
+    def receive(self, clients: dict[bytes, int], ready: Container[object]) -> list[events.Event]:
+        """Take what has come, bounded per turn.
+
+        Args:
+            clients: tokens to client numbers.
+            ready: the sockets that a poller found readable; the others are not touched.
+        """
         found: list[events.Event] = []
-        if self._zap is not None:
+        if self._zap is not None and self._zap in ready:
             self._answer_zap(self._zap, found)
-        for frame_parts in _drain_frames(self._router):
+        for frame_parts in _drain_frames(self._router) if self._router in ready else ():
             self._from_peer(frame_parts, found)
-        for parts in _drain(self._clients):
+        for parts in _drain(self._clients) if self._clients in ready else ():
             client = clients.get(parts[0])
             if client is not None and len(parts) == 2:
                 try:
@@ -233,14 +238,14 @@ class ControlPlane:
                     )
                     self.send_client(parts[0], denied)
         for node, dealer in self._dealers.items():
-            for parts in _drain(dealer):
+            for parts in _drain(dealer) if dealer in ready else ():
                 self._refused_by_peer(node, parts, found)
-        while self._knocks.poll(0):
+        while self._knocks in ready and self._knocks.poll(0):
             recv_monitor_message(self._knocks)
             text = "handshake: a connection failed its handshake: no ZeroMQ, or a key that is not listed on both sides"
             found.append(events.PeerRefused(None, "key", text, by_us=True))
         for monitor, node in self._monitors.items():
-            while monitor.poll(0):
+            while monitor in ready and monitor.poll(0):
                 recv_monitor_message(monitor)
                 text = "its CURVE handshake failed: expected a listed key on both sides; compare the keys folders"
                 found.append(events.PeerRefused(node, "key", text, by_us=False))

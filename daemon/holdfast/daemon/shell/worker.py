@@ -189,33 +189,30 @@ class Worker:
                  self.bulk.port, self.context.engine, self.context.incarnation)  # fmt: skip
         next_tick_ns = 0
         while not self.stopping:
-            self.poller.poll(max(0, min(_TICK_MS, (next_tick_ns - time.monotonic_ns()) // 1_000_000)))
-            self._turn()
+            # One millisecond more than is left: rounded down, the last one would be spent spinning.
+            wait_ms = max(0, min(_TICK_MS, (next_tick_ns - time.monotonic_ns()) // 1_000_000 + 1))
+            self._turn({found for found, _ in self.poller.poll(wait_ms)})
             if time.monotonic_ns() >= next_tick_ns:
                 next_tick_ns = time.monotonic_ns() + _TICK_MS * 1_000_000
                 self._handle(events.TimePassed(self.machine.free_bytes()))
 
-    def _turn(self) -> None:
-        self._welcome_clients()
+    def _turn(self, ready: set[object]) -> None:
+        if self.door.fileno() in ready:
+            self._welcome_clients()
         self.status_requests.serve(self.node.status)
         for event in self.inbox.take():
             self._handle(event)
-        for event in self.control.receive(self.door.tokens):
+        for event in self.control.receive(self.door.tokens, ready):
             if isinstance(event, events.PeerSaid) and isinstance(event.message, messages.Heartbeat):
                 self.bulk.peer_port(event.node, event.message.bulk_port)
             self._handle(event)
-        for client in [number for number, _ in list(self.door.clients.items()) if self.door.ended(number)]:
-            self._end_client(client)
-        if self.link.fileno() >= 0 and self.poller_sees(self.link.fileno()):
+        for client, arrived in list(self.door.clients.items()):
+            if arrived.connection.fileno() in ready and self.door.ended(client):
+                self._end_client(client)
+        if self.link.fileno() in ready:
             self.poller.unregister(self.link.fileno())
             self.link.revive()
             self.poller.register(self.link.fileno(), zmq.POLLIN)
-
-    def poller_sees(self, descriptor: int) -> bool:
-        """Whether a descriptor is readable right now."""
-        poller = zmq.Poller()
-        poller.register(descriptor, zmq.POLLIN)
-        return bool(poller.poll(0))
 
     def _welcome_clients(self) -> None:
         for _ in range(limits.CLIENT_COUNT_MAX):
