@@ -115,14 +115,16 @@ class Cluster:
 
     def is_whole(self, node: int) -> bool:
         """Whether a machine is up and holds all that it should hold of every job's newest commit."""
-        worker = self.machines[node].worker
-        if worker is None:
+        if self.machines[node].worker is None:
             return False
         for job in self.jobs:
-            known = self.truth.known_commits(job.shape.name)
-            parts = worker.node.jobs.get(job.shape.name)
-            if known and (parts is None or parts.job.committed != max(known.values()) or parts.job.lost_bytes):
-                return False
+            newest = max(self.truth.known_commits(job.shape.name).values(), default=None)
+            if newest is not None:
+                key = (job.shape.name, newest)
+                geometry = self.truth.geometry(key)
+                owes = geometry.data_bytes(node) + geometry.parity_bytes(node) > 0
+                if owes and node not in self.truth.stated_now.get(key, set()):
+                    return False
         return True
 
     def may_lose(self, node: int) -> bool:

@@ -418,7 +418,7 @@ class Worker:
                 return lambda: self._serve(action, held)
             case _ if held is None:
                 return lambda: None
-            case actions.DigestChunks(_, first, count):
+            case actions.DigestChunks(_, _, first, count):
                 digests = tuple(chunk_digest(self._chunk(held.data, chunk)) for chunk in range(first, first + count))
                 return lambda: self._digested(action, digests)
             case actions.VerifyChunks(_, ticket, first, expected):
@@ -440,7 +440,7 @@ class Worker:
                 raise AssertionError(action)
 
     def _digested(self, action: actions.DigestChunks, digests: tuple[int, ...]) -> events.Event:
-        return events.ChunksDigested(action.memory, action.first_chunk, digests)
+        return events.ChunksDigested(action.memory, action.snapshot, action.first_chunk, digests)
 
     def _serve(self, action: actions.ServeChunk, held: Held | None) -> events.Event | None:
         if held is not None:
@@ -457,7 +457,7 @@ class Worker:
         ENGINE.matmul(row, list(sources.values()), [parity])
         for _, key in action.sources:
             self.frames.pop(key, None)
-        return events.ParityEncoded(action.memory, action.stripe, chunk_digest(parity))
+        return events.ParityEncoded(action.memory, action.snapshot, action.stripe, chunk_digest(parity))
 
     def _rebuild(self, action: actions.RebuildStripe, held: Held, sources: dict[int, bytes]) -> events.Event:
         found: dict[int, bytes | memoryview] = dict(sources)
@@ -466,9 +466,7 @@ class Worker:
         place = self._chunk(held.data if action.kind == "data" else held.parity, action.chunk)
         if wanted:
             rows = decode_matrix(self.params, available=available, wanted=wanted)
-            outputs = [
-                place if p == action.wanted_position else memoryview(bytearray(len(place))) for p in wanted
-            ]
+            outputs = [place if p == action.wanted_position else memoryview(bytearray(len(place))) for p in wanted]
             columns = [i for i, position in enumerate(available) if position in found]
             ENGINE.matmul(np.ascontiguousarray(rows[:, columns]), [found[available[i]] for i in columns], outputs)
             found |= dict(zip(wanted, outputs, strict=True))
@@ -479,4 +477,4 @@ class Worker:
             ENGINE.matmul(row, [found[position] for position in data], [place])
         for _, key in action.sources:
             self.frames.pop(key, None)
-        return events.StripeRebuilt(action.memory, action.stripe, chunk_digest(place), bad)
+        return events.StripeRebuilt(action.memory, action.snapshot, action.stripe, chunk_digest(place), bad)

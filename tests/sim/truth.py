@@ -81,7 +81,8 @@ class Truth:
         """What a node's image must be, padding included."""
         layout, geometry = self.layouts[key], self.geometry(key)
         shards = self.staged.get(key, {})
-        image = b"".join(shards.get(role, b"?") for role in layout.roles_on(node))
+        unstaged = {role: b"?" if layout.shards[role].shard_bytes else b"" for role in layout.roles_on(node)}
+        image = b"".join(shards.get(role, unstaged[role]) for role in layout.roles_on(node))
         return image.ljust(geometry.data_bytes(node), b"\0")
 
     def parity(self, key: JobSnapshot, node: int) -> bytes:
@@ -140,7 +141,9 @@ class Truth:
             promise(newer or over or denied, f"{where} let {snapshot} of {name} go, whose fact it had stated")
         self._held[node] = held
         reserved = sum(memory.held_bytes for memory in machine.held.values())
-        promise(reserved <= machine.budget_bytes, f"{where} holds {reserved} bytes of a budget of {machine.budget_bytes}")
+        promise(
+            reserved <= machine.budget_bytes, f"{where} holds {reserved} bytes of a budget of {machine.budget_bytes}"
+        )
 
     def _observe_denial(self, node: int, key: JobSnapshot) -> None:
         self.denied.setdefault(key, set()).add(node)

@@ -8,6 +8,7 @@ from typing import Literal
 
 from holdfast.daemon.core.ledger import LedgerRecord
 from holdfast.daemon.core.memory import ChunkKey, Memory, Sizes
+from holdfast.protocol.ids import SnapshotId
 from holdfast.protocol.messages import ChunkHeader, DaemonMessage, PeerMessage
 
 
@@ -71,6 +72,7 @@ class DigestChunks:
     """Digest data chunks of the own image; ends in ChunksDigested."""
 
     memory: Memory
+    snapshot: SnapshotId  # said again in the result: the memory may hold another one by then
     first_chunk: int
     count: int
 
@@ -119,6 +121,7 @@ class EncodeParity:
     """
 
     memory: Memory
+    snapshot: SnapshotId
     stripe: int
     row: int  # which parity row, 0..m-1
     parity_index: int  # where it goes, in chunks from the start of guard
@@ -134,6 +137,7 @@ class RebuildStripe:
     """
 
     memory: Memory
+    snapshot: SnapshotId
     stripe: int
     sources: tuple[tuple[int, ChunkKey], ...]  # (position, frame)
     zero_positions: tuple[int, ...]

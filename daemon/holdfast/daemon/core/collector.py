@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from holdfast.daemon.core.context import Context
 from holdfast.daemon.core.job import Job
 from holdfast.daemon.core.peers import Peers
-from holdfast.daemon.core.slot import COMPLETE
+from holdfast.daemon.core.slot import Phase
 from holdfast.protocol import limits, messages
 from holdfast.protocol.ids import SnapshotId
 from holdfast.protocol.layout import Geometry, Layout
@@ -50,11 +50,11 @@ class Collector:
         """Commit what all participants have protected."""
         if not job.planned or job.current is None:
             return
-        own = job.newest(COMPLETE)
+        own = {slot.snapshot for slot in job.slots if slot.snapshot is not None and slot.phase is Phase.PROTECTED}
         open_facts = self.facts.get(job.name, {})
         participants = job.geometry(job.current).participants
-        for snapshot in sorted(open_facts, reverse=True):
-            seen = open_facts[snapshot] | ({self.ctx.node} if own == snapshot else set())
+        for snapshot in sorted(own | set(open_facts), reverse=True):
+            seen = open_facts.get(snapshot, set()) | ({self.ctx.node} if snapshot in own else set())
             if snapshot.attempt == job.attempt and participants <= seen:
                 job.commit(snapshot)
                 if self.peers.collector == self.ctx.node:

@@ -7,6 +7,7 @@ one event per ending.
 from dataclasses import dataclass
 
 from holdfast.daemon.core.memory import Memory
+from holdfast.protocol.ids import SnapshotId
 from holdfast.protocol.messages import ChunkHeader, ClientMessage, PeerMessage
 
 
@@ -77,9 +78,10 @@ class MemoryFailed:
 
 @dataclass(frozen=True, slots=True)
 class ChunksDigested:
-    """Digests of consecutive data chunks of the own image."""
+    """Digests of consecutive data chunks of the own image, as it was when `snapshot` lay in it."""
 
     memory: Memory
+    snapshot: SnapshotId
     first_chunk: int
     digests: tuple[int, ...]
 
@@ -97,6 +99,7 @@ class ParityEncoded:
     """A parity chunk was computed from all contributions of its stripe."""
 
     memory: Memory
+    snapshot: SnapshotId
     stripe: int
     digest: int
 
@@ -106,6 +109,7 @@ class StripeRebuilt:
     """A lost chunk was computed into memory. `bad_positions`: rebuilt data chunks that fail their digest."""
 
     memory: Memory
+    snapshot: SnapshotId
     stripe: int
     digest: int
     bad_positions: tuple[int, ...]

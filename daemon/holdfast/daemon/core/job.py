@@ -6,7 +6,7 @@ instance per job name; state changes of slots go through `Slot.move`.
 
 from dataclasses import dataclass, field
 
-from holdfast.daemon.core.actions import Allocate, Free, GiveMemory, StoreDigests
+from holdfast.daemon.core.actions import Allocate, DropFrames, Free, GiveMemory, StoreDigests
 from holdfast.daemon.core.arena import Arena
 from holdfast.daemon.core.context import Context
 from holdfast.daemon.core.memory import Memory
@@ -79,12 +79,8 @@ class Job:
     def adopt_plan(self, attempt: int, layout: Layout) -> bool:
         """Take a plan if it is newer than the one known. Returns whether it was."""
         known = self.layout
-        if attempt < self.attempt or (
-            attempt == self.attempt and known and known.version >= layout.version and self.planned
-        ):
-            return False
-        if attempt > self.attempt:
-            self.begin_attempt(attempt, self.committed)
+        if attempt != self.attempt or (known and known.version >= layout.version and self.planned):
+            return False  # a later attempt begins with what was decided to be restored, never with a plan alone
         self.layouts[layout.layout_id] = layout  # the newest cadence and version win over an equal layout of before
         self._geometries.pop(layout.layout_id, None)
         self.current = self.learn_layout(layout)
@@ -141,7 +137,7 @@ class Job:
             return
         geometry = self.geometry(self.current)
         for slot in self.slots:
-            if slot.phase not in {Phase.ABSENT, Phase.EMPTY}:
+            if slot.phase not in {Phase.ABSENT, Phase.EMPTY} or slot.reserved:
                 continue
             if slot.geometry and slot.phase is Phase.EMPTY and slot.geometry.layout.layout_id == self.current:
                 slot.geometry = geometry
@@ -245,7 +241,9 @@ class Job:
             code = ExitCode.USAGE
             self.ctx.reply(
                 client,
-                messages.Denied("Plan", self.name, code, problem, retry="still alive" in problem),
+                messages.Denied(
+                    "Plan", self.name, code, problem, retry="still alive" in problem or "in a moment" in problem
+                ),
             )
             return
         fresh = client not in self.writers
@@ -264,6 +262,8 @@ class Job:
         layout = plan.layout
         if plan.attempt < self.attempt:
             return f"attempt {plan.attempt} is over; attempt {self.attempt} has begun. Restart this rank"
+        if plan.attempt > self.attempt:
+            return f"attempt {plan.attempt} is not known here yet; it is heard from the other nodes in a moment"
         if plan.role >= len(layout.shards):
             return f"role {plan.role} is outside the layout of {len(layout.shards)} ranks"
         node = layout.shards[plan.role].node
@@ -387,7 +387,10 @@ class Job:
             (
                 s
                 for s in self.slots
-                if s.phase is Phase.EMPTY and s.geometry and s.geometry.layout.layout_id == self.current
+                if s.phase is Phase.EMPTY
+                and not s.reserved
+                and s.geometry
+                and s.geometry.layout.layout_id == self.current
             ),
             None,
         )
@@ -404,13 +407,15 @@ class Job:
         if self.committed is not None and snapshot <= self.committed:
             return
         slot = self.slot_of(snapshot)
+        if slot is not None and slot.phase in IN_FLIGHT:
+            self.release(slot)  # an earlier holder of this node's place stated the fact: here it is lost, not in flight
         if slot is not None and slot.phase is Phase.PROTECTED:
             slot.move(Phase.COMMITTED)
             self.protect_s = (self.ctx.now_ns - slot.sealed_ns) / 1e9
         self._set_committed(snapshot)
         for other in self.slots:
-            if other.snapshot is not None and other.snapshot < snapshot:
-                self.release(other)
+            if other.snapshot is not None and other.snapshot < snapshot and other.phase is not Phase.REBUILDING:
+                self.release(other)  # a rebuild ends its own slot: its orders may still be under way
         self.begins = {role: begin for role, begin in self.begins.items() if begin.snapshot > snapshot}
         self.wanted_open = {wanted for wanted in self.wanted_open if wanted > snapshot}
         self.tell_progress()
@@ -419,6 +424,8 @@ class Job:
 
     def release(self, slot: Slot) -> None:
         """Forget what a slot holds; contributions that its peers still send will be answered as stray."""
+        if slot.transfer is not None and slot.snapshot is not None:
+            self.ctx.emit(DropFrames(slot.transfer.kept_keys(self.name, slot.snapshot)))
         slot.clear()
 
     def give_up(self, slot: Slot, reason: str) -> None:

@@ -139,16 +139,16 @@ class Node:
             case events.MemoryFailed(memory, reason):
                 if (parts := self.registry.owner(memory)) is not None:
                     parts.job.memory_failed(memory, reason)
-            case events.ChunksDigested(memory, first_chunk, digests):
-                if (parts := self.registry.owner(memory)) is not None:
+            case events.ChunksDigested(memory, snapshot, first_chunk, digests):
+                if (parts := self.registry.owner(memory, snapshot)) is not None:
                     parts.protect.digested(memory, first_chunk, digests)
                     self.collector.consider(parts.job)
-            case events.ParityEncoded(memory, stripe, digest):
-                if (parts := self.registry.owner(memory)) is not None:
+            case events.ParityEncoded(memory, snapshot, stripe, digest):
+                if (parts := self.registry.owner(memory, snapshot)) is not None:
                     parts.protect.encoded(memory, stripe, digest)
                     self.collector.consider(parts.job)
-            case events.StripeRebuilt(memory, stripe, digest, bad_positions):
-                if (parts := self.registry.owner(memory)) is not None:
+            case events.StripeRebuilt(memory, snapshot, stripe, digest, bad_positions):
+                if (parts := self.registry.owner(memory, snapshot)) is not None:
                     parts.rebuild.rebuilt(memory, stripe, digest, bad_positions)
             case events.ChunksVerified(memory, ticket, bad):
                 if (parts := self.registry.owner(memory)) is not None:

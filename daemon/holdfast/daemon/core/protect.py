@@ -64,10 +64,11 @@ class Protect:
 
     def _digest_next(self, slot: Slot) -> None:
         assert slot.transfer is not None
+        assert slot.snapshot is not None
         first, total = slot.transfer.digested_count, len(slot.transfer.own_digests)
         if first < total:
             count = min(limits.DIGEST_BATCH_CHUNKS, total - first)
-            self.job.ctx.emit(DigestChunks(slot.memory(self.job.name), first, count))
+            self.job.ctx.emit(DigestChunks(slot.memory(self.job.name), slot.snapshot, first, count))
 
     def _send(self, slot: Slot) -> None:
         assert slot.transfer is not None
@@ -180,6 +181,11 @@ class Protect:
                 if slot.transfer.is_encoded(member, header.chunk):
                     self.job.ctx.emit(DropFrames((key,)))
                     self._answer(slot, header.sender, header.chunk, ok=True)
+                else:  # its first frame may have been dropped with a bad one, and the encoding have found nothing
+                    assert slot.geometry is not None
+                    stripe = slot.geometry.stripes(slot.node).stripe_of(member, header.chunk)
+                    slot.transfer.encoding.discard(stripe)
+                    self._encode_if_whole(slot, stripe)
             case Arrival.BAD:
                 self._reject(slot, header.node, header.chunk)
             case Arrival.STRAY:
@@ -224,6 +230,7 @@ class Protect:
         self.job.ctx.emit(
             EncodeParity(
                 memory=slot.memory(self.job.name),
+                snapshot=snapshot,
                 stripe=stripe,
                 row=stripes.parity_members(stripe).index(transfer.me),
                 parity_index=stripes.parity_index(stripe, transfer.me),

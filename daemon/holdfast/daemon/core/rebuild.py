@@ -71,6 +71,7 @@ class Rebuild:
     todo: deque[int] = field(default_factory=deque)
     work: dict[int, StripeWork] = field(default_factory=dict)
     excluded: set[tuple[int, int]] = field(default_factory=set)  # (stripe, node) that failed us
+    retries: dict[int, int] = field(default_factory=dict)  # stripe -> how often all sources were tried anew
     total_chunks: int = 0
     done_chunks: int = 0
     received_bytes: int = 0
@@ -108,31 +109,37 @@ class Rebuild:
         self.work.clear()
         self.excluded.clear()
         self.received_bytes = self.done_chunks = self.total_chunks = 0
-        self.slot = self._take_slot()
-        if self.slot is None:
-            return self._fail("no slot is free; wait until the snapshot in flight ends, then try again")
+        self.retries.clear()
+        self.slot = None
         self.state = RebuildState.MEMORY
         job.ctx.log(f"job {job.name}: rebuilding {self.snapshot}, {job.lost_bytes} bytes lost here")
-        self.memory_ready(self.slot.memory(job.name))
-        return ""
+        self._want_slot()
+        return self.problem
+
+    def _want_slot(self) -> None:
+        """Take a slot; if all hold a snapshot in flight, wait until one ends."""
+        self.slot = self._take_slot()
+        if self.problem:
+            self._fail(self.problem)
+        elif self.slot is not None:
+            self.slot.reserved = True
+            self.memory_ready(self.slot.memory(self.job.name))
 
     def _take_slot(self) -> Slot | None:
         job = self.job
         layout_id = job.committed_layout_id
         assert layout_id is not None
-        fits = [
-            s for s in job.slots if s.phase is Phase.EMPTY and s.geometry and s.geometry.layout.layout_id == layout_id
-        ]
-        if fits:
-            return fits[0]
-        free = [s for s in job.slots if s.phase in {Phase.ALLOCATING, Phase.ABSENT, Phase.EMPTY}]
-        for slot in free:
-            if slot.phase is Phase.ALLOCATING:
-                return slot
-            if refusal := job.allocate(slot, job.geometry(layout_id)):
-                self.problem = refusal
+        for phase in (Phase.EMPTY, Phase.ALLOCATING):
+            for slot in job.slots:
+                if slot.phase is phase and slot.geometry and slot.geometry.layout.layout_id == layout_id:
+                    return slot
+        self.problem = ""
+        for slot in job.slots:
+            if slot.phase not in {Phase.ABSENT, Phase.EMPTY}:
                 continue
-            return slot
+            self.problem = job.allocate(slot, job.geometry(layout_id)) or ""
+            if not self.problem:
+                return slot
         return None
 
     def memory_ready(self, memory: Memory) -> None:
@@ -228,7 +235,10 @@ class Rebuild:
         stripes = slot.geometry.stripes(slot.node)
         group = slot.geometry.group_of(slot.node)
         me = group.index(slot.node)
-        survivors = [group.index(n) for n in self._survivors() if (stripe, n) not in self.excluded]
+        alive = self._survivors()
+        survivors = [group.index(n) for n in alive if (stripe, n) not in self.excluded]
+        if len(survivors) < stripes.data_count <= len(alive) and self._may_retry(stripe):
+            survivors = [group.index(n) for n in alive]  # one bad or late frame is no reason to give all up
         data = stripes.data_members(stripe)
         real = {position: (member, chunk) for position, member, chunk in stripes.contributions(stripe)}
         zeros = tuple(p for p in range(stripes.data_count) if p not in real)
@@ -270,6 +280,11 @@ class Rebuild:
                 messages.ReadChunk(self.job.name, self.snapshot, "data" if kind == "data" else "parity", chunk),
             )
 
+    def _may_retry(self, stripe: int) -> bool:
+        self.excluded = {(s, node) for s, node in self.excluded if s != stripe}
+        self.retries[stripe] = self.retries.get(stripe, 0) + 1
+        return self.retries[stripe] < limits.CHUNK_RETRIES_MAX
+
     def _digest_of(self, slot: Slot, member: int, chunk: int) -> int:
         digest = slot.digests[slot.digest_index(member, chunk)]
         assert digest is not None
@@ -279,6 +294,8 @@ class Rebuild:
         """A survivor's chunk came."""
         found = self._expecting(header.node, header.kind, header.chunk)
         slot = self.slot
+        if self._is_kept(header):
+            return  # asked twice and sent twice: the shell kept the first frame, and it is needed
         if found is None or slot is None or header.snapshot != self.snapshot:
             self.job.ctx.emit(DropFrames((key_of(header),)))
             return
@@ -298,8 +315,10 @@ class Rebuild:
             self.job.ctx.emit(self._rebuild_action(slot, stripe, work))
 
     def _rebuild_action(self, slot: Slot, stripe: int, work: StripeWork) -> RebuildStripe:
+        assert self.snapshot is not None
         return RebuildStripe(
             memory=slot.memory(self.job.name),
+            snapshot=self.snapshot,
             stripe=stripe,
             sources=tuple((position, self._key(*source)) for position, source in sorted(work.sources.items())),
             zero_positions=work.zero_positions,
@@ -327,6 +346,11 @@ class Rebuild:
                 if source == (node, kind, chunk) and position not in work.arrived:
                     return stripe, position
         return None
+
+    def _is_kept(self, header: messages.ChunkHeader) -> bool:
+        source = (header.node, header.kind, header.chunk)
+        works = self.work.values() if header.snapshot == self.snapshot else ()
+        return any(work.sources[position] == source for work in works for position in work.arrived)
 
     def rebuilt(self, memory: Memory, stripe: int, digest: int, bad_positions: tuple[int, ...]) -> None:
         """A lost chunk was computed."""
@@ -369,6 +393,11 @@ class Rebuild:
     def tick(self) -> None:
         """Deadlines, and sources that died."""
         now_ns = self.job.ctx.now_ns
+        if self.state is RebuildState.MEMORY:
+            if self.slot is None:
+                self._want_slot()
+            elif self.slot.phase is Phase.ABSENT:
+                self._fail("the kernel gave no memory for it")
         if self.state is RebuildState.DIGESTS:
             if not self._survivors() and self.peers.settled:
                 self._fail("no live node of the group holds this snapshot")
@@ -380,7 +409,9 @@ class Rebuild:
                 for position, source in work.sources.items()
                 if position not in work.arrived and (now_ns >= work.deadline_ns or not self.peers.alive(source[0]))
             ]
-            if silent and stripe in self.work and self.state is RebuildState.STRIPES:
+            if stripe not in self.work or self.state is not RebuildState.STRIPES:
+                continue
+            if silent:
                 self._replan(stripe, silent[0], "is silent")
 
     def cancel(self, reason: str) -> None:
@@ -391,6 +422,9 @@ class Rebuild:
     def _finish(self) -> None:
         slot, job = self.slot, self.job
         assert slot is not None
+        if slot.phase is Phase.REBUILDING and self.snapshot != job.committed:
+            self._fail("a newer snapshot is committed")
+            return
         if slot.phase is Phase.REBUILDING:
             slot.move(Phase.COMMITTED)
         self.state, self.ended_ns = RebuildState.DONE, job.ctx.now_ns
@@ -403,11 +437,17 @@ class Rebuild:
     def _fail(self, problem: str) -> str:
         self.state, self.ended_ns = RebuildState.FAILED, self.job.ctx.now_ns
         self.problem = self.problem or problem
+        computing = any(work.computing for work in self.work.values())
         keys = tuple(self._key(*source) for work in self.work.values() for source in work.sources.values())
         self.job.ctx.emit(DropFrames(keys))
         self.work.clear()
         self.todo.clear()
-        if self.slot is not None and self.slot.phase is Phase.REBUILDING:
-            self.slot.clear()
+        if self.slot is not None:
+            self.slot.reserved = False
+            if self.slot.phase is Phase.REBUILDING:
+                self.slot.clear()
+                if computing:  # the engine may still write into this memory: nobody else gets it
+                    self.job.free(self.slot)
+            self.job.ensure_memory()
         self.job.ctx.log(f"job {self.job.name}: rebuild of {self.snapshot} failed: {problem}", "error")
         return self.problem

@@ -19,6 +19,7 @@ from holdfast.daemon.core.rebuild import Rebuild
 from holdfast.daemon.core.shards import Shards
 from holdfast.daemon.core.slot import IN_FLIGHT, Phase, Slot
 from holdfast.protocol import limits, messages
+from holdfast.protocol.ids import SnapshotId
 
 
 @dataclass(slots=True)
@@ -48,10 +49,14 @@ class Registry:
         """A job by name, None if it is not known here."""
         return self.table.get(name)
 
-    def owner(self, memory: Memory) -> JobParts | None:
-        """The job whose slot still has this memory; None if it was replaced or forgotten."""
+    def owner(self, memory: Memory, snapshot: SnapshotId | None = None) -> JobParts | None:
+        """The job whose slot still has this memory, and this snapshot in it if one is given; else None.
+
+        Work that was ordered for a snapshot may end when the slot holds the next one already.
+        """
         parts = self.table.get(memory.job)
-        return parts if parts is not None and parts.job.find(memory) is not None else None
+        slot = parts.job.find(memory) if parts is not None else None
+        return parts if slot is not None and snapshot in {None, slot.snapshot} else None
 
     def heartbeat(self) -> messages.Heartbeat:
         """What this node says of itself."""

@@ -61,6 +61,7 @@ class Slot:
     sealed_roles: set[int] = field(default_factory=set)
     transfer: Transfer | None = None
     digests: list[int | None] = field(default_factory=list)  # by Geometry: group's data, then own parity
+    reserved: bool = False  # a rebuild waits for its memory: neither for staging nor for another layout
     sealed_ns: int = 0
     deadline_ns: int = 0
     moved_count: int = 0  # of the transfer, when the deadline was last put off
@@ -87,7 +88,7 @@ class Slot:
     def claim(self, phase: Phase, snapshot: SnapshotId) -> None:
         """Take an EMPTY slot for a snapshot."""
         self.move(phase)
-        self.snapshot = snapshot
+        self.snapshot, self.reserved = snapshot, False
         self.sealed_roles = set()
         self.digests = [None] * self.sizes.digest_count
 

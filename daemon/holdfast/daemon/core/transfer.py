@@ -12,7 +12,9 @@ from collections import deque
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
+from holdfast.daemon.core.memory import ChunkKey
 from holdfast.protocol import limits
+from holdfast.protocol.ids import SnapshotId
 from holdfast.protocol.layout import Geometry
 
 
@@ -127,6 +129,18 @@ class Transfer:
             else:
                 self.announce(member, 0, list(digests))
         self.unencoded.clear()
+
+    def kept_keys(self, job: str, snapshot: SnapshotId) -> tuple[ChunkKey, ...]:
+        """The names of all received frames that are kept for this exchange."""
+        stripes = self.geometry.stripes(self.node)
+        keys = []
+        for stripe, members in self.arrived.items():
+            for member in members:
+                chunk = stripes.chunk_at(stripe, member)
+                assert chunk is not None
+                node = self.group[member]
+                keys.append(ChunkKey(job, snapshot.attempt, snapshot.step, node, "data", chunk, reading=False))
+        return tuple(keys)
 
     # --- incoming ---
 

@@ -92,7 +92,7 @@ class Coder:
             return
         chunks = range(action.first_chunk, action.first_chunk + action.count)
         digests = tuple(chunk_digest(self._chunk(slot.data, chunk)) for chunk in chunks)
-        self._report(events.ChunksDigested(action.memory, action.first_chunk, digests))
+        self._report(events.ChunksDigested(action.memory, action.snapshot, action.first_chunk, digests))
 
     def _encode(self, action: actions.EncodeParity) -> None:
         slot = self._arena.get(action.memory)
@@ -105,7 +105,7 @@ class Coder:
         row = parity_matrix(self._params())[action.row : action.row + 1, columns]
         self._engine.matmul(row, sources, [parity])
         self._bulk.drop(tuple(key for _, key in action.sources))
-        self._report(events.ParityEncoded(action.memory, action.stripe, chunk_digest(parity)))
+        self._report(events.ParityEncoded(action.memory, action.snapshot, action.stripe, chunk_digest(parity)))
 
     def _rebuild(self, action: actions.RebuildStripe) -> None:
         slot = self._arena.get(action.memory)
@@ -136,7 +136,7 @@ class Coder:
             row = parity_matrix(params)[action.wanted_position - params.data_count, data].reshape(1, -1)
             self._engine.matmul(row, [found[position] for position in data], [place])
         self._bulk.drop(tuple(key for _, key in action.sources))
-        self._report(events.StripeRebuilt(action.memory, action.stripe, chunk_digest(place), bad))
+        self._report(events.StripeRebuilt(action.memory, action.snapshot, action.stripe, chunk_digest(place), bad))
 
     def _verify(self, action: actions.VerifyChunks) -> None:
         slot = self._arena.get(action.memory)
