@@ -60,6 +60,12 @@ class KeeperLink:
         """For polling: readable means that the keeper is gone, since it never speaks after `start`."""
         return -1 if self._channel is None else self._channel.fileno()
 
+    def close(self) -> None:
+        """Leave the conversation; the keeper goes on holding."""
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
+
     def _receive_held(self) -> None:
         assert self._channel is not None
         self._channel.settimeout(_HANDOVER_S)
