@@ -18,6 +18,7 @@ from typing import Any, Self
 
 import torch
 from holdfast.client import Snapshotter
+from holdfast.client.shard import Capture
 
 ANSWER_S = 60.0  # a process that imports torch on a busy machine
 
@@ -92,6 +93,12 @@ class RankProcess:
         return answer["result"]
 
 
+def die_in_copy(_: Capture, target: memoryview) -> None:
+    """Half of a copy, then SIGKILL."""
+    target[: len(target) // 2] = bytes(len(target) // 2)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def main() -> None:
     """The rank's side."""
     options = json.loads(sys.argv[1])
@@ -103,7 +110,7 @@ def main() -> None:
     state = torch.zeros(options["size_bytes"] // 8, dtype=torch.int64)
 
     def content(step: int) -> torch.Tensor:
-        return torch.arange(state.numel(), dtype=torch.int64) * (step + 1) + rank
+        return torch.arange(state.numel()).mul_(step + 1).add_(rank)
 
     protector = Snapshotter({"state": state}, job=options["job"], every=options["every"], socket=options["socket"],
                             on_error=options["on_error"])  # fmt: skip
@@ -117,6 +124,12 @@ def main() -> None:
                 state.copy_(content(order["step"]))
                 protector.step(order["step"])
                 return protector.stats()
+            case "die_in_copy":
+                Capture.write = die_in_copy  # type: ignore[method-assign]  # the window is microseconds wide
+                protector.before_update()
+                state.copy_(content(order["step"]))
+                protector.step(order["step"])
+                return protector.before_update()
             case "wait":
                 return protector.wait(timeout_s=order.get("timeout_s", 20.0))
             case "stats":
