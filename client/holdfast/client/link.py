@@ -111,7 +111,10 @@ class Link:
                 frame = self._dealer.recv(zmq.DONTWAIT)
             except zmq.Again:
                 return
-            self.session.receive(frames.decode_daemon(frame))
+            try:
+                self.session.receive(frames.decode_daemon(frame))
+            except frames.FrameRefusedError as error:
+                raise LinkLostError(f"the daemon on {self.path} says what can't be read: {error}") from error
 
     def until(self, done: Callable[[], bool], *, deadline_s: float) -> bool:
         """Pump until `done()` or the deadline (monotonic seconds). Returns whether it is done."""

@@ -54,7 +54,8 @@ class Stager:
         self._plan: RankPlan | None = None
         self._tasks: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._stopping = False
+        self._wake_lock = threading.Lock()  # so that nobody writes to the descriptor once the thread has closed it
+        self._stopping = self._ended = False
         self._retry_s = 0.0
         self.standing = Standing()
         self.changed = threading.Condition()
@@ -73,17 +74,20 @@ class Stager:
             except BaseException as error:  # noqa: BLE001  # handed to whoever waits for the future
                 future.set_exception(error)
 
-        self._tasks.put(task)
-        os.eventfd_write(self._wake_fd, 1)
+        self._put(task)
         return future
+
+    def _put(self, task: Callable[[], None]) -> None:
+        self._tasks.put(task)
+        with self._wake_lock:
+            if not self._ended:
+                os.eventfd_write(self._wake_fd, 1)
 
     def stop(self, *, timeout_s: float) -> None:
         """End the thread and close the link."""
         self._stopping = True
-        os.eventfd_write(self._wake_fd, 1)
+        self._put(lambda: None)
         self._thread.join(timeout_s)
-        if not self._thread.is_alive():
-            os.close(self._wake_fd)
 
     # --- the thread ---
 
@@ -98,6 +102,9 @@ class Stager:
         if self._link is not None:
             self._link.close()
             self._link = None
+        with self._wake_lock:
+            self._ended = True
+            os.close(self._wake_fd)
 
     def _listen(self) -> None:
         if self._link is None:

@@ -420,6 +420,7 @@ class BulkPlane:
                     self._close()
                     return
                 self._waiting.setdefault(order.node, deque()).append(order)
+                del order  # it holds the arena's memory, which must be free when the core says so
             for node, waiting in self._waiting.items():
                 self._send_waiting(node, waiting)
             if self._pull in ready:
