@@ -38,6 +38,7 @@ class Job:
     writers: dict[int, int] = field(default_factory=dict)  # client -> attempt in which it planned: may write into slots
     planning: dict[int, messages.Plan] = field(default_factory=dict)  # client -> plan that waits for memory
     begins: dict[int, messages.Begin] = field(default_factory=dict)  # role -> begin that waits for a slot
+    begun: dict[int, SnapshotId] = field(default_factory=dict)  # role -> the newest that it began in this attempt
     wanted_open: set[SnapshotId] = field(default_factory=set)  # peers have sealed these; a slot is owed
     left_roles: set[int] = field(default_factory=set)
     closed: bool = False
@@ -102,6 +103,7 @@ class Job:
         self.roles.clear()
         self.left_roles.clear()
         self.begins.clear()
+        self.begun.clear()
         self.wanted_open.clear()
         self.given_up.clear()
         self.closed = False
@@ -325,6 +327,7 @@ class Job:
             self.ctx.reply(client, messages.Denied("Begin", self.name, ExitCode.DONE, text, snapshot=begin.snapshot))
             return
         self._give_up_before(begin)
+        self.begun[begin.role] = begin.snapshot
         if away := self._away():
             text = f"nothing can commit while {away} of this group are down"
             self.ctx.reply(client, messages.Denied("Begin", self.name, ExitCode.DONE, text, snapshot=begin.snapshot))
@@ -352,6 +355,10 @@ class Job:
         if snapshot.attempt != self.attempt or snapshot in self.given_up or self.slot_of(snapshot):
             return
         if self.committed is None or snapshot > self.committed:
+            ahead = next((role for role, begun in self.begun.items() if begun > snapshot), None)
+            if ahead is not None:  # it was skipped while this daemon was away, and is first heard of now
+                self.give_up_snapshot(snapshot, f"rank {ahead} went on to step {self.begun[ahead].step}")
+                return
             self.wanted_open.add(snapshot)
             self.grant_waiting()
             if self.no_memory and snapshot in self.wanted_open:  # better the ranks hear it than that they wait
