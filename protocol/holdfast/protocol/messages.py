@@ -84,7 +84,7 @@ class LayoutAnnounced(Message, frozen=True):
 
 
 class WantDigests(Message, frozen=True):
-    """I rebuild this snapshot; please send all data digests of our group."""
+    """I rebuild or protect this snapshot; please send all data digests of our group that you know."""
 
     job: JobName
     snapshot: SnapshotId

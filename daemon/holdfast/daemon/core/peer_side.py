@@ -14,6 +14,7 @@ from holdfast.daemon.core.job import Job
 from holdfast.daemon.core.peers import Peers
 from holdfast.daemon.core.registry import Registry
 from holdfast.daemon.core.restoring import Restoring
+from holdfast.daemon.core.slot import COMPLETE
 from holdfast.protocol import limits, messages
 from holdfast.protocol.ids import SnapshotId
 
@@ -48,11 +49,15 @@ class PeerSide:
             if peer.refused == text:
                 return
             peer.refused = text
-            if event.code == "superseded" and not event.by_us and not self.registry.table and event.incarnation:
-                # Nothing is held here, so this is a fresh replacement whose clock lags: take the slot over.
+            if event.code == "superseded" and not event.by_us and event.incarnation and not self._holds_anything():
+                # This is a fresh replacement whose clock lags: take the slot over. It may know jobs already, since it
+                # believes the others while they refuse it.
                 self.ctx.incarnation = max(self.ctx.incarnation, event.incarnation + 1)
                 text += f"; going on as incarnation {self.ctx.incarnation}"
         self.ctx.log(text, "error")
+
+    def _holds_anything(self) -> bool:
+        return any(slot.phase in COMPLETE for parts in self.registry for slot in parts.job.slots)
 
     def said(self, event: events.PeerSaid) -> None:
         """A checked frame came from another node."""

@@ -53,7 +53,7 @@ class Protect:
         assert slot.transfer is not None
         if slot.phase is Phase.STAGING and slot.sealed_roles >= set(job.local_roles(slot)):
             slot.move(Phase.SEALED)
-            slot.sealed_ns = ctx.now_ns
+            slot.sealed_ns, slot.ask_digests_ns = ctx.now_ns, ctx.seconds(limits.PEER_DEADLINE_S)
             job.tell_progress()
             self._digest_next(slot)
         self._send(slot)
@@ -141,8 +141,8 @@ class Protect:
         if slot is None:
             self.job.want_open(said.snapshot)
             slot = self.job.slot_of(said.snapshot)
-        if slot is None or slot.transfer is None or said.node not in slot.transfer.group:
-            return
+        if slot is None or slot.transfer is None or said.node not in slot.transfer.waiting:
+            return  # nothing is open, or the digests are our own or of another group
         digests = unpack_digests(said.digests)
         member = slot.transfer.group.index(said.node)
         table = slot.transfer.announced.get(member)
@@ -300,3 +300,8 @@ class Protect:
         self._send(slot)
         if slot.phase is Phase.STAGING:
             self.advance(slot)
+        elif slot.phase is Phase.SEALED and slot.snapshot is not None and now_ns >= slot.ask_digests_ns:
+            # An announcement may be lost while no chunk is late that would make its sender repeat it.
+            slot.ask_digests_ns = self.job.ctx.seconds(limits.PEER_DEADLINE_S)
+            for node in transfer.silent_nodes():
+                self.job.ctx.tell(node, messages.WantDigests(self.job.name, slot.snapshot))

@@ -1,5 +1,7 @@
 """What a node gives to a peer that lacks it: layouts, digest tables, chunks of complete snapshots."""
 
+from itertools import takewhile
+
 from holdfast.daemon.core.actions import ServeChunk
 from holdfast.daemon.core.context import Context
 from holdfast.daemon.core.job import Job
@@ -18,17 +20,19 @@ def send_layout(ctx: Context, node: int, job: Job, layout_id: int) -> None:
 
 
 def send_digests(ctx: Context, node: int, job: Job, snapshot: SnapshotId) -> None:
-    """Send all data digests of the group, so that a peer can check what it rebuilds."""
+    """Send the known data digests of the group: a peer missed some, or must check what it rebuilds."""
     slot = job.slot_of(snapshot)
-    if slot is None or slot.phase not in COMPLETE or slot.geometry is None:
+    if slot is None or slot.geometry is None or (slot.phase not in COMPLETE and slot.transfer is None):
         return
     for member, count in enumerate(slot.geometry.stripes(slot.node).chunk_counts):
         for first in range(0, count, limits.DIGESTS_PER_MESSAGE_MAX):
             start = slot.digest_index(member, first)
             end = start + min(limits.DIGESTS_PER_MESSAGE_MAX, count - first)
-            packed = pack_digests([digest for digest in slot.digests[start:end] if digest is not None])
+            known = list(takewhile(lambda digest: digest is not None, slot.digests[start:end]))
+            packed = pack_digests([digest for digest in known if digest is not None])
             owner = slot.geometry.group_of(slot.node)[member]
-            ctx.tell(node, messages.DigestsAnnounced(job.name, snapshot, owner, first, packed))
+            if packed:
+                ctx.tell(node, messages.DigestsAnnounced(job.name, snapshot, owner, first, packed))
 
 
 def serve_chunk(ctx: Context, node: int, job: Job, wanted: messages.ReadChunk) -> None:

@@ -63,6 +63,7 @@ class Slot:
     digests: list[int | None] = field(default_factory=list)  # by Geometry: group's data, then own parity
     reserved: bool = False  # a rebuild waits for its memory: neither for staging nor for another layout
     sealed_ns: int = 0
+    ask_digests_ns: int = 0  # when to ask for announcements that have not come
     deadline_ns: int = 0
     moved_count: int = 0  # of the transfer, when the deadline was last put off
 

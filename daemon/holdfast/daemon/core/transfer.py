@@ -213,9 +213,13 @@ class Transfer:
         assert self.unknown_count == sum(digest is None for table in tables for digest in table)
         assert self.digested_count == sum(digest is not None for digest in self.own_digests)
 
+    def silent_nodes(self) -> list[int]:
+        """The nodes of the group whose digests are not all known."""
+        return sorted(self.group[member] for member, table in self.announced.items() if any(d is None for d in table))
+
     def missing_text(self) -> str:
         """What is still missing, for the operator."""
-        silent = sorted(self.group[member] for member, table in self.announced.items() if any(d is None for d in table))
+        silent = self.silent_nodes()
         unready = sorted(set(self.waiting) - self.ready)
         return (
             f"{len(self.unencoded)} parity chunks incomplete; no digests yet from nodes {silent}; "
