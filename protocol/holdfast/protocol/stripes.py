@@ -95,23 +95,23 @@ class StripeMap:
 
     def parity_stripes(self, member: int) -> Iterator[int]:
         """The stripes whose parity `member` holds, in order; stripes without any real chunk are left out."""
-        return iter(_parity_stripes(self, member))
+        return iter(_parity_places(self, member))
 
     def parity_index(self, stripe: int, member: int) -> int:
         """Where `member` keeps its parity chunk of `stripe`, counted in chunks from the start of its parity."""
-        _, parity = _residues(self.member_count, self.parity_count)
-        cycle, residue = divmod(stripe, self.member_count)
-        return cycle * self.parity_count + parity[member].index(residue)
+        return _parity_places(self, member)[stripe]
 
     def parity_chunk_count(self, member: int) -> int:
         """Chunks of parity for which `member` needs room."""
-        stripes = _parity_stripes(self, member)
-        return self.parity_index(stripes[-1], member) + 1 if stripes else 0
+        return len(_parity_places(self, member))
 
 
 @lru_cache(maxsize=64)
-def _parity_stripes(stripes: StripeMap, member: int) -> tuple[int, ...]:
-    """Computed once per layout: a hundred thousand stripes take a while, and every snapshot asks."""
+def _parity_places(stripes: StripeMap, member: int) -> dict[int, int]:
+    """The stripes whose parity a member holds, in order, and where; stripes without any real chunk take no room.
+
+    Computed once per layout: a hundred thousand stripes take a while, and every snapshot asks.
+    """
     _, parity = _residues(stripes.member_count, stripes.parity_count)
     count = stripes.stripe_count
     candidates = (
@@ -119,4 +119,5 @@ def _parity_stripes(stripes: StripeMap, member: int) -> tuple[int, ...]:
         for cycle in range(-(-count // stripes.member_count))
         for residue in parity[member]
     )
-    return tuple(stripe for stripe in candidates if stripe < count and stripes.contributions(stripe))
+    real = (stripe for stripe in candidates if stripe < count and stripes.contributions(stripe))
+    return {stripe: index for index, stripe in enumerate(real)}
