@@ -30,4 +30,4 @@ def test_quick_bench_prints_every_figure() -> None:
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert {row["what"] for row in rows} == WHATS
     held = next(row for row in rows if row["what"] == "memory held")
-    assert held["ratio"] < 1.2
+    assert 0.9 < held["ratio"] < 1.2
