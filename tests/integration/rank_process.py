@@ -125,7 +125,7 @@ def main() -> None:
                 protector.step(order["step"])
                 return protector.stats()
             case "die_in_copy":
-                Capture.write = die_in_copy  # type: ignore[method-assign]  # the window is microseconds wide
+                Capture.write = die_in_copy  # type: ignore[assignment,method-assign]  # the window is microseconds wide
                 protector.before_update()
                 state.copy_(content(order["step"]))
                 protector.step(order["step"])
