@@ -200,6 +200,9 @@ class Worker:
     def perform(self, decided: list[actions.Action], event: events.Event | None) -> None:
         """Carry out what the core decided, in order; the process may die between two actions."""
         self.node.check()
+        if self.crash_after_actions == 0 and decided:
+            self.machine.crash_worker()  # before the ledger: nothing of this event ever happened
+            return
         self.machine.after_event(self, event, decided)
         for action in decided:
             if self.crash_after_actions is not None:

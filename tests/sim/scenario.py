@@ -38,13 +38,11 @@ def shape_of(world: World) -> ClusterShape:
     for name in ("a", "b")[: draw.choice([1, 1, 2])]:
         idle = set(draw.sample(range(node_count), draw.choice([0, 0, 1]) if node_count > 1 else 0))
         shards = [
-            (node, draw.choice([0, 1, 63, 64, 65, 200, 500, draw.randrange(1500)]))
+            (node, draw.choice([1, 63, 64, 65, 200, 500, draw.randint(1, 1500)]))
             for node in range(node_count)
             if node not in idle
             for _ in range(draw.choice([1, 1, 2, 3]))
         ]
-        if not any(size for _, size in shards):
-            shards[0] = (shards[0][0], 100)
         draw.shuffle(shards)
         jobs.append(
             JobShape(
@@ -93,8 +91,7 @@ def _fault(cluster: Cluster) -> None:
         case 12:
             cluster.cut(node)
         case 13:
-            job.new_sizes = [draw.choice([0, size, size + 100, draw.randrange(1200)]) for size in job.sizes]
-            job.new_sizes[0] = max(job.new_sizes[0], 1)
+            job.new_sizes = [draw.choice([1, size, size + 100, draw.randint(1, 1200)]) for size in job.sizes]
         case 14:
             question = draw.choice([messages.AskRecover(), messages.AskStatus()])
             cluster.command(node, question)
