@@ -206,7 +206,17 @@ class Rebuild:
         if said.first_chunk + len(digests) > slot.geometry.stripes(slot.node).chunk_counts[member]:
             return
         self.job.set_digests(slot, slot.digest_index(member, said.first_chunk), digests)
-        if all(d is not None for d in slot.digests[: slot.digest_index(len(group), 0)]):
+        self._begin_if_ready(slot)
+
+    def _begin_if_ready(self, slot: Slot) -> None:
+        """Begin once all digests are known and enough survivors were met.
+
+        A fresh worker meets them one by one: who was not heard yet is not lost, until it has had its time.
+        """
+        assert slot.geometry is not None
+        group_size = len(slot.geometry.group_of(slot.node))
+        enough = len(self._survivors()) >= slot.geometry.stripes(slot.node).data_count or self.peers.settled
+        if enough and all(digest is not None for digest in slot.digests[: slot.digest_index(group_size, 0)]):
             self._begin_stripes(slot)
 
     def _begin_stripes(self, slot: Slot) -> None:
@@ -401,8 +411,11 @@ class Rebuild:
         if self.state is RebuildState.DIGESTS:
             if not self._survivors() and self.peers.settled:
                 self._fail("no live node of the group holds this snapshot")
-            elif now_ns >= self.ask_digests_ns:
-                self._ask_digests()
+            else:
+                if now_ns >= self.ask_digests_ns:
+                    self._ask_digests()
+                if self.slot is not None:
+                    self._begin_if_ready(self.slot)
         for stripe, work in list(self.work.items()):
             silent = [
                 source[0]
