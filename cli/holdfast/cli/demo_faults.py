@@ -5,7 +5,7 @@ Covers one cluster with one training. Every wait has a deadline and says what it
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -179,9 +179,8 @@ def kill_nodes(stage: Stage, names: tuple[str, ...]) -> Fault:
     stage.spare(names)
     at_step, restart = log.newest_step, log.restart
     listed = ", ".join(names)
-    stage.view.say(
-        f"fault 3: nodes {listed} are killed after step {at_step}: keepers, workers, ranks, all their memory"
-    )
+    before = {name: int(stage.node(name)["incarnation"]) for name in names}
+    stage.view.say(f"fault 3: lost after step {at_step}: {listed}, with keeper, worker, rank and all memory (SIGKILL)")
     killed_s = time.monotonic()
     stage.cluster.kill(names)
     positions = list(stage.cluster.nodes)
@@ -191,7 +190,7 @@ def kill_nodes(stage: Stage, names: tuple[str, ...]) -> Fault:
     detected_s = stage.until(lambda: set(names) <= _lost(stage), f"the cluster to notice the loss of {listed}")
     if len(names) > parity:
         raise _not_recoverable(stage, names, at_step)
-    rebuilt_bytes, rebuild_s, rebuilt_at_s = _rebuild(stage, names)
+    rebuilt_bytes, rebuild_s, rebuilt_at_s = _rebuild(stage, before)
     restored_s, restored_step, resumed_s = _follow_restart(stage, restart)
     return Fault(
         kind="nodes",
@@ -207,18 +206,22 @@ def kill_nodes(stage: Stage, names: tuple[str, ...]) -> Fault:
     )
 
 
-def _rebuild(stage: Stage, names: tuple[str, ...]) -> tuple[int, float, float]:
-    """What `holdfast recover` does. Returns the bytes, the seconds of the rebuild, and when it was over."""
+def _rebuild(stage: Stage, before: Mapping[str, int]) -> tuple[int, float, float]:
+    """What `holdfast recover` does, for the nodes whose incarnations were `before`.
+
+    Returns:
+        The bytes that were lost, the seconds of the rebuild, and when it was over.
+    """
     stage.until(
-        lambda: all(_lost_bytes(stage, name) > 0 or _is_whole(stage, name) for name in names),
-        f"the replacements of {', '.join(names)} to learn what they lost",
+        lambda: all(_has_joined(stage, name, before[name]) for name in before),
+        f"the replacements of {', '.join(before)} to learn what they lost",
     )
-    lost_bytes = sum(_lost_bytes(stage, name) for name in names)
+    lost_bytes = sum(_lost_bytes(stage, name) for name in before)
     stage.view.say(f"  recover: {mib(lost_bytes)} are rebuilt from parity")
     started_s = time.monotonic()
     with Daemon(stage.cluster.nodes[stage.asked].socket) as daemon:
         daemon.recover()
-        recover.watch(daemon, set(names), lambda _: stage.look())
+        recover.watch(daemon, set(before), lambda _: stage.look())
     ended_s = time.monotonic()
     stage.view.say(f"  rebuilt in {ended_s - started_s:.2f} s")
     return lost_bytes, ended_s - started_s, ended_s
@@ -270,6 +273,12 @@ def _lost_bytes(stage: Stage, name: str) -> int:
 def _is_whole(stage: Stage, name: str) -> bool:
     row = stage.node(name)
     return row["state"] == "up" and bool(row["jobs"]) and all(held["whole"] for held in row["jobs"].values())
+
+
+def _has_joined(stage: Stage, name: str, incarnation: int) -> bool:
+    """Whether a replacement has joined and knows what it lost (or has it back, if a rank asked for it early)."""
+    joined = int(stage.node(name)["incarnation"]) > incarnation
+    return joined and (_lost_bytes(stage, name) > 0 or _is_whole(stage, name))
 
 
 def _job_name(stage: Stage) -> str:
