@@ -95,7 +95,7 @@ def test_values_out_of_bounds_and_unknown_fields_are_refused() -> None:
         {"type": "NodeProtected", "job": "gpt", "node": 0},
     ):
         body = msgspec.Raw(msgspec.msgpack.encode(raw))
-        around = messages.Envelope(limits.PROTOCOL_VERSION, "lab", 3, 1, 7, body, IDENTITY["config"])
+        around = frames.Envelope(limits.PROTOCOL_VERSION, "lab", 3, 1, 7, body, IDENTITY["config"])
         with pytest.raises(FrameRefusedError, match="malformed"):
             frames.decode_peer(msgspec.msgpack.encode(around), **IDENTITY)
 

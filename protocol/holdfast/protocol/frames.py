@@ -10,9 +10,21 @@ from typing import TypeVar
 
 import msgspec
 from holdfast.protocol import limits, messages
-from holdfast.protocol.messages import Envelope
 
 T = TypeVar("T")
+
+
+class Envelope(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Around every message between daemons."""
+
+    version: int
+    cluster: messages.Text
+    epoch: messages.Count
+    node: messages.NodeNumber
+    incarnation: messages.Count
+    body: msgspec.Raw
+    config: messages.Text = ""  # digest of what must be equal on all nodes
+
 
 _peer_decoder: msgspec.msgpack.Decoder[messages.PeerMessage] = msgspec.msgpack.Decoder(messages.PeerMessage)
 _client_decoder: msgspec.msgpack.Decoder[messages.ClientMessage] = msgspec.msgpack.Decoder(messages.ClientMessage)

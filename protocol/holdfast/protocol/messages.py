@@ -10,7 +10,6 @@ Messages say facts and are safe to repeat; nothing depends on a message arriving
 
 from typing import Annotated, Literal
 
-import msgspec
 from holdfast.protocol import limits
 from holdfast.protocol.ids import JOB_NAME, SnapshotId
 from holdfast.protocol.layout import Layout
@@ -492,15 +491,3 @@ DaemonMessage = (
     | ForgetAnswer
 )
 DoorMessage = Welcome | MemoryGiven
-
-
-class Envelope(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Around every message between daemons."""
-
-    version: int
-    cluster: Text
-    epoch: Count
-    node: NodeNumber
-    incarnation: Count
-    body: msgspec.Raw
-    config: Text = ""  # digest of what must be equal on all nodes

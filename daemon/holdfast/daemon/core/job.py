@@ -10,6 +10,7 @@ from holdfast.daemon.core.actions import Allocate, DropFrames, Free, GiveMemory,
 from holdfast.daemon.core.arena import Arena
 from holdfast.daemon.core.context import Context
 from holdfast.daemon.core.memory import Memory
+from holdfast.daemon.core.plans import refusal
 from holdfast.daemon.core.slot import COMPLETE, IN_FLIGHT, Phase, Slot
 from holdfast.daemon.core.transfer import Transfer
 from holdfast.protocol import limits, messages
@@ -238,15 +239,16 @@ class Job:
 
     def plan(self, client: int, plan: messages.Plan) -> None:
         """A rank takes its place."""
-        problem = self._plan_problem(client, plan)
-        if problem:
-            code = ExitCode.USAGE
-            self.ctx.reply(
-                client,
-                messages.Denied(
-                    "Plan", self.name, code, problem, retry="still alive" in problem or "in a moment" in problem
-                ),
-            )
+        refused = refusal(
+            plan,
+            attempt=self.attempt,
+            node=self.ctx.node,
+            node_count=len(self.ctx.config.nodes),
+            held_by_another=self.roles.get(plan.role, client) != client,
+        )
+        if refused is not None:
+            denied = messages.Denied("Plan", self.name, ExitCode.USAGE, refused.text, retry=refused.retry)
+            self.ctx.reply(client, denied)
             return
         fresh = client not in self.writers
         self.writers[client] = plan.attempt
@@ -259,24 +261,6 @@ class Job:
             self.ctx.tell_all(messages.LayoutAnnounced(self.name, plan.attempt, plan.layout, current=True))
         else:
             self.ensure_memory()
-
-    def _plan_problem(self, client: int, plan: messages.Plan) -> str:
-        layout = plan.layout
-        if plan.attempt < self.attempt:
-            return f"attempt {plan.attempt} is over; attempt {self.attempt} has begun. Restart this rank"
-        if plan.attempt > self.attempt:
-            return f"attempt {plan.attempt} is not known here yet; it is heard from the other nodes in a moment"
-        if plan.role >= len(layout.shards):
-            return f"role {plan.role} is outside the layout of {len(layout.shards)} ranks"
-        node = layout.shards[plan.role].node
-        if node != self.ctx.node:
-            return f"the layout puts role {plan.role} on node {node}, this daemon is node {self.ctx.node}"
-        if any(place.node >= len(self.ctx.config.nodes) for place in layout.shards):
-            return f"the layout names a node beyond the {len(self.ctx.config.nodes)} of this cluster"
-        holder = self.roles.get(plan.role)
-        if holder is not None and holder != client and plan.attempt == self.attempt:
-            return f"role {plan.role} of this attempt is held by another process that is still alive"
-        return ""
 
     def give_memory(self, client: int) -> None:
         """Hand a client all of the job's memory on this node."""
@@ -293,7 +277,7 @@ class Job:
             del self.roles[role]
             self.begins.pop(role, None)
             for slot in self.slots:
-                if slot.phase is Phase.STAGING and role not in slot.sealed_roles and role in self.local_roles(slot):
+                if slot.phase is Phase.STAGING and role not in slot.sealed_roles and role in slot.roles:
                     self.give_up(slot, f"rank {role} ended while it staged")
         self.grant_waiting()
 
@@ -304,11 +288,6 @@ class Job:
         if layout is not None and self.left_roles >= set(layout.roles_on(self.ctx.node)):
             self.closed = True
             self.touched_ns = self.ctx.now_ns
-
-    def local_roles(self, slot: Slot) -> tuple[int, ...]:
-        """The roles whose shards make up this node's image in a slot."""
-        assert slot.geometry is not None
-        return slot.geometry.layout.roles_on(self.ctx.node)
 
     # --- snapshots ---
 

@@ -105,7 +105,7 @@ class Node:
     def _tick(self, event: events.TimePassed) -> None:
         self.ctx.free_bytes = event.free_bytes
         for node in self.peers.silence():
-            self.peer_side.flight_lost(node)
+            self.peer_side.flight_lost(node, restarted=False)
         for parts in self.registry:
             parts.protect.tick()
             if parts.rebuild.running and parts.rebuild.snapshot != parts.job.committed:

@@ -74,7 +74,7 @@ class PeerSide:
             self._refuse(event.node, "superseded", text, incarnation=known)
             return
         if lost_flight:
-            self.flight_lost(event.node)
+            self.flight_lost(event.node, restarted=True)
         self._peer_message(event.node, message)
 
     def _refuse(self, node: int, code: str, text: str, *, incarnation: int = 0) -> None:
@@ -85,10 +85,10 @@ class PeerSide:
             messages.Refused("config" if code == "config" else "superseded", text, incarnation),
         )
 
-    def flight_lost(self, node: int) -> None:
-        """A peer went down or restarted: what was in flight to it is gone."""
+    def flight_lost(self, node: int, *, restarted: bool) -> None:
+        """A peer went silent or came back as another process: what was in flight to it is gone."""
         for parts in self.registry:
-            parts.protect.peer_lost_flight(node)
+            parts.protect.peer_lost_flight(node, restarted=restarted)
 
     def _peer_message(self, node: int, message: messages.PeerMessage) -> None:
         match message:

@@ -51,7 +51,7 @@ class Protect:
         """Take every step that the state of an open slot allows."""
         job, ctx = self.job, self.job.ctx
         assert slot.transfer is not None
-        if slot.phase is Phase.STAGING and slot.sealed_roles >= set(job.local_roles(slot)):
+        if slot.phase is Phase.STAGING and slot.sealed_roles >= set(slot.roles):
             slot.move(Phase.SEALED)
             slot.sealed_ns, slot.ask_digests_ns = ctx.now_ns, ctx.seconds(limits.PEER_DEADLINE_S)
             job.tell_progress()
@@ -275,11 +275,17 @@ class Protect:
             said = messages.DigestsAnnounced(self.job.name, slot.snapshot, self.job.ctx.node, first, packed)
             self.job.ctx.tell(node, said)
 
-    def peer_lost_flight(self, node: int) -> None:
-        """A peer restarted: what was in flight there is gone; nothing more is sent until it says that it has room."""
+    def peer_lost_flight(self, node: int, *, restarted: bool) -> None:
+        """What was in flight to a peer is gone; nothing more is sent until it says that it has room.
+
+        A peer that restarted may have lost what it acknowledged, too: it gets everything again, and acknowledges at
+        once what it still has.
+        """
         for slot in self.job.slots:
             if slot.transfer is not None:
                 slot.transfer.ready.discard(node)
+                if restarted:
+                    slot.transfer.send_again(node)
 
     def tick(self) -> None:
         """Deadlines."""

@@ -77,6 +77,12 @@ class Slot:
         assert self.geometry is not None
         return sizes_of(self.geometry, self.node)
 
+    @property
+    def roles(self) -> tuple[int, ...]:
+        """The roles whose shards make up this node's image here; asking an ABSENT slot is an error."""
+        assert self.geometry is not None
+        return self.geometry.layout.roles_on(self.node)
+
     def move(self, phase: Phase) -> None:
         """Change the phase; an illegal change is a bug and raises."""
         assert phase in _NEXT[self.phase], f"slot {self.index}: {self.phase.name} -> {phase.name} is no legal step"

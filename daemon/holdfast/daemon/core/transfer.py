@@ -82,6 +82,18 @@ class Transfer:
             for member in stripes.parity_members(stripes.stripe_of(self.me, chunk)):
                 self.waiting[self.group[member]].append(chunk)
 
+    def send_again(self, peer: int) -> None:
+        """Queue everything for a peer anew, in stripe order."""
+        if peer not in self.waiting:
+            return
+        member, stripes = self.group.index(peer), self.geometry.stripes(self.node)
+        self.unacknowledged[peer].clear()
+        self.waiting[peer] = deque(
+            chunk
+            for chunk in range(self.digested_count)
+            if member in stripes.parity_members(stripes.stripe_of(self.me, chunk))
+        )
+
     def next_sends(self, now_ns: int) -> list[tuple[int, int]]:
         """(peer, chunk) pairs that the credits allow now; they count as sent."""
         sends = []
