@@ -175,7 +175,7 @@ class Demonstration:
         deadline_s = time.monotonic() + RUN_S
         while not training.has_ended():
             training.log.read()
-            view.show(None, training.log)
+            view.show(None, training)
             if time.monotonic() > deadline_s:
                 raise OperatorError(
                     ExitCode.BUG,

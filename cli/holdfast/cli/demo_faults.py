@@ -51,7 +51,7 @@ class Stage:
             with contextlib.suppress(OperatorError):  # no answer while daemons die; the wait's deadline bounds this
                 self.status = self.cluster.status(self.asked or None)
             self.next_status_s = time.monotonic() + STATUS_S
-        self.view.show(self.status, self.training.log)
+        self.view.show(self.status, self.training)
 
     def until(self, is_so: Callable[[], bool], what: str, *, seconds: float = FAULT_S) -> float:
         """Look until something is so; returns when, on the monotonic clock.

@@ -67,6 +67,11 @@ class Training:
         """The processes that the launcher runs now."""
         return processes.children(self._launcher.pid)
 
+    @property
+    def living_count(self) -> int:
+        """How many ranks run, of those that have said that they started."""
+        return sum(processes.alive(pid) for pid in self.log.pids.values())
+
     def has_ended(self) -> bool:
         """Whether the launcher has ended well.
 

@@ -8,7 +8,7 @@ import sys
 import time
 from typing import Any, Protocol
 
-from holdfast.cli.demo_log import RunLog
+from holdfast.cli.demo_training import Training
 from holdfast.cli.status import mib
 from rich.console import Console, Group
 from rich.live import Live
@@ -29,7 +29,7 @@ class View(Protocol):
     def say(self, text: str) -> None:
         """A phase begins, or something worth keeping has happened."""
 
-    def show(self, status: dict[str, Any] | None, log: RunLog | None) -> None:
+    def show(self, status: dict[str, Any] | None, training: Training | None) -> None:
         """How things are now; called often."""
 
 
@@ -57,13 +57,13 @@ class LineView:
         sys.stderr.write(f"[{time.monotonic() - self._started_s:6.1f} s] {text}\n")
         sys.stderr.flush()
 
-    def show(self, status: dict[str, Any] | None, log: RunLog | None) -> None:
+    def show(self, status: dict[str, Any] | None, training: Training | None) -> None:
         """A line when something has changed, at most one per `LINE_S`."""
         now_s = time.monotonic()
         if now_s - self._shown_s < LINE_S:
             return
         nodes = ", ".join(f"{name} {text}" for name, state, text in node_cells(status) if state != "up")
-        line = "; ".join(part for part in (progress_text(status, log), nodes) if part)
+        line = "; ".join(part for part in (progress_text(status, training), nodes) if part)
         if line and line != self._last:
             self._shown_s, self._last = now_s, line
             self.say("  " + line)
@@ -90,12 +90,14 @@ class LiveView:
         self._phase = text
         self._console.print(Text(f"{time.monotonic() - self._started_s:6.1f} s  {text}"))
 
-    def show(self, status: dict[str, Any] | None, log: RunLog | None) -> None:
+    def show(self, status: dict[str, Any] | None, training: Training | None) -> None:
         """Redraw."""
         nodes = Table(box=None, padding=(0, 2), show_header=False)
         for name, state, text in node_cells(status):
             nodes.add_row(Text(name), Text(text, style=_STYLES[state]))
-        self._live.update(Group(nodes, Text(progress_text(status, log), style="bold"), Text(self._phase, style="cyan")))
+        self._live.update(
+            Group(nodes, Text(progress_text(status, training), style="bold"), Text(self._phase, style="cyan"))
+        )
 
 
 def node_cells(status: dict[str, Any] | None) -> list[tuple[str, str, str]]:
@@ -118,11 +120,12 @@ def node_cells(status: dict[str, Any] | None) -> list[tuple[str, str, str]]:
     return cells
 
 
-def progress_text(status: dict[str, Any] | None, log: RunLog | None) -> str:
+def progress_text(status: dict[str, Any] | None, training: Training | None) -> str:
     """Ranks, steps and the loss in one line; empty before there is anything."""
     parts = []
-    if log is not None and log.restart >= 0:
-        parts.append(f"{len(log.pids) - len(log.ended)} of {log.world_size} ranks running")
+    log = training.log if training is not None else None
+    if training is not None and log is not None and log.restart >= 0:
+        parts.append(f"{training.living_count} of {log.world_size} ranks running")
         if log.newest_step >= 0:
             parts.append(f"step {log.newest_step}")
     committed = [job["committed_step"] for job in status["jobs"]] if status else []
