@@ -39,6 +39,7 @@ class Truth:
     stated: dict[JobSnapshot, set[int]] = field(default_factory=dict)  # who ever stated its fact
     stated_now: dict[JobSnapshot, set[int]] = field(default_factory=dict)  # the same, with the memory still there
     denied: dict[JobSnapshot, set[int]] = field(default_factory=dict)  # who stated the counter-fact
+    denied_now: dict[JobSnapshot, set[int]] = field(default_factory=dict)  # the same, by the memory that is still there
     forgotten: set[str] = field(default_factory=set)
     _phases: dict[tuple[int, str, int], Phase] = field(default_factory=dict)  # of every slot, after its last event
     _held: dict[int, set[JobSnapshot]] = field(default_factory=dict)  # node -> what it held after its last event
@@ -56,12 +57,23 @@ class Truth:
     def begin_attempt(self, job: str, attempt: int, life: int) -> None:
         """A life of a job begins its attempt."""
         owner = self.owners.setdefault((job, attempt), life)
-        promise(owner == life, f"attempt {attempt} of {job} was given to two lives of the job")
+        if owner == life:
+            return
+        # The number is given again only when all who knew it are gone: nothing of the first life may count then.
+        earlier = {key for key in self.layouts if key[0] == job and key[1].attempt == attempt}
+        left = {node for node, held in self._held.items() if held & earlier}
+        promise(
+            not left, f"attempt {attempt} of {job} is given again, and nodes {left} hold snapshots of its first life"
+        )
+        self.owners[job, attempt] = life
+        for book in (self.layouts, self.staged, self.stated, self.stated_now, self.denied, self.denied_now):
+            for key in earlier & set(book):
+                del book[key]
 
     def lost(self, node: int) -> None:
         """A machine's memory is gone."""
         self._held.pop(node, None)
-        for nodes in self.stated_now.values():
+        for nodes in [*self.stated_now.values(), *self.denied_now.values()]:
             nodes.discard(node)
         for key in [key for key in self._committed if key[0] == node]:
             del self._committed[key]
@@ -147,6 +159,7 @@ class Truth:
 
     def _observe_denial(self, node: int, key: JobSnapshot) -> None:
         self.denied.setdefault(key, set()).add(node)
+        self.denied_now.setdefault(key, set()).add(node)
         stated = node in self.stated_now.get(key, set())
         promise(not stated, f"node {node} denies {key[1]} of {key[0]}, whose fact it had stated")
 
@@ -165,7 +178,7 @@ class Truth:
         else:
             self.stated.setdefault(key, set()).add(node)
             self.stated_now.setdefault(key, set()).add(node)
-            denied = self.denied.get(key, set())
+            denied = self.denied_now.get(key, set())
             promise(node not in denied, f"node {node} states the fact of {snapshot} of {name}, which it had denied")
         self.check_bytes(worker, key, slot)
 
