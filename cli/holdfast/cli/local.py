@@ -69,6 +69,7 @@ def _cluster(args: argparse.Namespace, folder: Path) -> Cluster:
         cluster = clusters.reopen(folder)
         _refuse_other_shape(args, cluster)
         return cluster
+    clusters.refuse_long_path(folder / f"n{args.nodes - 1}" / clusters.SOCKET_NAME)
     parity = min(PARITY_DEFAULT, args.nodes - 1) if args.parity is None else args.parity
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
