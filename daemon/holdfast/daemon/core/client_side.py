@@ -67,8 +67,10 @@ class ClientSide:
                 parts.protect.seal(client, message)
                 self.collector.consider(parts.job)
             case messages.Skip(_, snapshot, role, reason):
+                parts.job.wrote(client)
                 if parts.job.roles.get(role) == client:
                     parts.job.give_up_snapshot(snapshot, f"rank {role}: {reason}")
+                parts.job.grant_waiting()
             case messages.OpenShard():
                 parts.shards.open(client, message)
             case messages.CloseShard():

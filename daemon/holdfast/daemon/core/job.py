@@ -172,6 +172,7 @@ class Job:
         """Give an EMPTY slot's memory back."""
         slot.move(Phase.ABSENT)
         slot.geometry = None
+        slot.writing.clear()  # whoever still writes does so into memory that is nobody's any more
         self.arena.release(slot.memory(self.name))
         self.ctx.emit(Free(slot.memory(self.name)))
 
@@ -268,8 +269,17 @@ class Job:
             if slot.phase not in {Phase.ABSENT, Phase.ALLOCATING}:
                 self.ctx.emit(GiveMemory(client, slot.memory(self.name), slot.sizes.data_bytes))
 
+    def wrote(self, client: int) -> None:
+        """A rank sealed, skipped or went on: it copies one shard at a time, so it writes into no slot any more.
+
+        Until then a slot that was given up under its hands must not be given to another snapshot.
+        """
+        for slot in self.slots:
+            slot.writing.discard(client)
+
     def client_gone(self, client: int) -> None:
         """A client's process closed its connection or died."""
+        self.wrote(client)
         self.planning.pop(client, None)
         self.writers.pop(client, None)
         self.touched_ns = self.ctx.now_ns
@@ -297,6 +307,7 @@ class Job:
 
     def begin(self, client: int, begin: messages.Begin) -> None:
         """A rank wants a slot for its next step; it is granted now or as soon as one is free."""
+        self.wrote(client)
         if begin.snapshot.attempt != self.attempt or self.roles.get(begin.role) != client:
             text = f"no plan of attempt {begin.snapshot.attempt} for role {begin.role} is in force here"
             self.ctx.reply(client, messages.Denied("Begin", self.name, ExitCode.USAGE, text, snapshot=begin.snapshot))
@@ -355,10 +366,9 @@ class Job:
             for role, begin in list(self.begins.items()):
                 if begin.snapshot == snapshot and slot.phase is Phase.STAGING:
                     del self.begins[role]
-                    self.ctx.reply(
-                        self.roles[role],
-                        messages.Granted(self.name, snapshot, slot.index, slot.generation),
-                    )
+                    slot.writing.add(self.roles[role])
+                    granted = messages.Granted(self.name, snapshot, slot.index, slot.generation)
+                    self.ctx.reply(self.roles[role], granted)
 
     def _open(self, snapshot: SnapshotId) -> Slot | None:
         geometry = None if self.current is None else self.geometry(self.current)
@@ -374,6 +384,7 @@ class Job:
                 s
                 for s in self.slots
                 if s.phase is Phase.EMPTY
+                and not s.writing
                 and not s.reserved
                 and s.geometry
                 and s.geometry.layout.layout_id == self.current

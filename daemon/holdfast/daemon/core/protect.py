@@ -40,9 +40,11 @@ class Protect:
     def seal(self, client: int, seal: messages.Seal) -> None:
         """A rank's shard is whole; with the last one the image is sealed and digesting begins."""
         job = self.job
+        job.wrote(client)
         slot = job.slot_of(seal.snapshot)
         if slot is None or slot.phase is not Phase.STAGING or job.roles.get(seal.role) != client:
             job.tell_progress(client)
+            job.grant_waiting()
             return
         slot.sealed_roles.add(seal.role)
         self.advance(slot)

@@ -131,7 +131,8 @@ class Rebuild:
         assert layout_id is not None
         for phase in (Phase.EMPTY, Phase.ALLOCATING):
             for slot in job.slots:
-                if slot.phase is phase and slot.geometry and slot.geometry.layout.layout_id == layout_id:
+                free = slot.phase is phase and not slot.writing
+                if free and slot.geometry and slot.geometry.layout.layout_id == layout_id:
                     return slot
         self.problem = ""
         for slot in job.slots:

@@ -59,6 +59,7 @@ class Slot:
     geometry: Geometry | None = None
     snapshot: SnapshotId | None = None
     sealed_roles: set[int] = field(default_factory=set)
+    writing: set[int] = field(default_factory=set)  # clients that may still write into this memory; outlives a snapshot
     transfer: Transfer | None = None
     digests: list[int | None] = field(default_factory=list)  # by Geometry: group's data, then own parity
     reserved: bool = False  # a rebuild waits for its memory: neither for staging nor for another layout
@@ -94,6 +95,7 @@ class Slot:
 
     def claim(self, phase: Phase, snapshot: SnapshotId) -> None:
         """Take an EMPTY slot for a snapshot."""
+        assert not self.writing, f"clients {self.writing} may still write into slot {self.index}"
         self.move(phase)
         self.snapshot, self.reserved = snapshot, False
         self.sealed_roles = set()

@@ -1,0 +1,99 @@
+"""A slot that was given up under a rank's hands is not given to another snapshot until that rank is done with it."""
+
+from holdfast.daemon.core import actions, events
+from holdfast.daemon.core.context import Context
+from holdfast.daemon.core.node import Node
+from holdfast.protocol import messages
+from holdfast.protocol.config import config_digest, parse_config
+from holdfast.protocol.ids import SnapshotId
+from holdfast.protocol.layout import Layout, ShardPlace
+
+TEXT = """
+[cluster]
+name = "alone"
+parity = 0
+[[node]]
+name = "n0"
+address = "127.0.0.1:1"
+"""
+LAYOUT = Layout((ShardPlace(0, 64), ShardPlace(0, 64)), 0, 1)
+FREE_BYTES = 1 << 30
+
+
+class Alone:
+    """One node with two ranks, clients 1 and 2, that have planned; memory is there as soon as it is ordered."""
+
+    def __init__(self) -> None:
+        config = parse_config(TEXT, origin="test").config
+        ctx = Context(
+            config=config,
+            config_digest=config_digest(config),
+            placement=config.placement(),
+            node=0,
+            incarnation=1,
+            worker_session=1,
+            budget_bytes=FREE_BYTES,
+            free_bytes=FREE_BYTES,
+        )
+        self.node, self.now_ns = Node(ctx, started_ns=1), 1
+        self.granted: list[tuple[int, int]] = []  # (step, slot)
+        self.node.start()
+        for client in (1, 2):
+            self.happens(events.ClientArrived(client, client))
+        self.says(1, messages.AskRestore("gpt"))
+        self.happens(events.TimePassed(FREE_BYTES))
+        for client in (1, 2):
+            self.says(client, messages.Plan("gpt", 1, client - 1, LAYOUT))
+
+    def happens(self, event: events.Event) -> None:
+        self.now_ns += 1_000_000
+        for action in self.node.handle(event, self.now_ns):
+            if isinstance(action, actions.Allocate):
+                self.happens(events.MemoryReady(action.memory))
+            if isinstance(action, actions.ReplyClient) and isinstance(action.message, messages.Granted):
+                self.granted.append((action.message.snapshot.step, action.message.slot))
+        self.node.check()
+
+    def says(self, client: int, message: messages.ClientMessage) -> None:
+        self.happens(events.ClientSaid(client, message))
+
+    def begin(self, client: int, step: int) -> None:
+        self.says(client, messages.Begin("gpt", SnapshotId(1, step), client - 1))
+
+    def skip(self, client: int, step: int) -> None:
+        self.says(client, messages.Skip("gpt", SnapshotId(1, step), client - 1, "test"))
+
+
+def given_up_while_client_2_writes() -> Alone:
+    alone = Alone()
+    alone.begin(1, 0)
+    alone.begin(2, 0)
+    alone.skip(1, 0)
+    assert alone.granted == [(0, 0), (0, 0)]
+    alone.begin(1, 1)
+    alone.skip(1, 1)
+    alone.begin(1, 2)
+    return alone
+
+
+def test_a_slot_in_a_ranks_hands_is_not_used_again() -> None:
+    alone = given_up_while_client_2_writes()
+    assert alone.granted[2:] == [(1, 1), (2, 1)]
+
+
+def test_it_is_used_again_when_the_rank_went_on() -> None:
+    alone = given_up_while_client_2_writes()
+    alone.begin(2, 2)
+    alone.skip(1, 2)
+    alone.begin(1, 3)
+    assert alone.granted[4:] == [(2, 1), (3, 0)]
+
+
+def test_it_is_used_again_when_the_rank_is_gone() -> None:
+    alone = given_up_while_client_2_writes()
+    alone.happens(events.ClientGone(2))
+    alone.happens(events.ClientArrived(3, 3))
+    alone.says(3, messages.Plan("gpt", 1, 1, LAYOUT))
+    alone.skip(1, 2)
+    alone.begin(1, 3)
+    assert alone.granted[4:] == [(3, 0)]
