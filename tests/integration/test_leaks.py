@@ -39,11 +39,11 @@ def maps_of_arena() -> int:
 
 
 def test_a_forgotten_job_leaves_nothing_in_the_daemons(make_cluster: MakeCluster) -> None:
-    cluster = make_cluster(nodes=3, parity=1)
+    cluster = make_cluster(nodes=2, parity=1)
     cluster.start()
     protect(cluster, "first", size_bytes=1 << 20)  # connections between all nodes exist from now on
     cluster.forget("first")
-    pids = [find(node) for node in range(3) for find in (cluster.worker, cluster.keeper)]
+    pids = [find(node) for node in range(2) for find in (cluster.worker, cluster.keeper)]
     files = [sockets_aside(pid) for pid in pids]
     shared_bytes = [resident_bytes(pid, "RssShmem") for pid in pids]
     own_bytes = [resident_bytes(pid) for pid in pids]
