@@ -101,6 +101,10 @@ def test_a_node_is_killed_with_all_its_processes_and_replaced(folder: Path) -> N
         (worker,) = cluster.worker_pids("n0")
         processes.kill([worker])
         until(lambda: cluster.worker_pids("n0") not in ([], [worker]))
+        # A keeper that dies is brought back by its worker, in a session of its own: the node has not ended.
+        keeper = cluster.keeper_pid("n1")
+        processes.kill([keeper])
+        until(lambda: not processes.alive(keeper) and len(processes.using(cluster.nodes["n1"].socket)) == 2)
         assert cluster.ended() == {}
         assert cluster.stop() == []
 

@@ -1,6 +1,7 @@
 """The demonstration's launcher: its command line, its environment, and ends that are not the planned one."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -69,7 +70,7 @@ def test_a_launcher_that_fails_is_said_with_the_end_of_its_output(stand_in: Stan
     assert "the reason why" in str(raised.value)
 
 
-def test_killing_reaches_launcher_and_ranks(stand_in: Stand, tmp_path: Path) -> None:
+def test_killing_reaches_launcher_and_ranks(stand_in: Stand, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in(
         "import subprocess, sys, time\n"
         "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)', sys.argv[1]])\n"
@@ -82,8 +83,14 @@ def test_killing_reaches_launcher_and_ranks(stand_in: Stand, tmp_path: Path) -> 
         assert time.monotonic() < deadline_s
         time.sleep(0.01)
     (child,) = run.rank_pids
-    run.log.pids = {0: child, 1: 1}  # the second number has become somebody else's
-    run.kill_ranks([0, 1])
+    stranger = os.getppid()  # the second rank's number has become somebody else's
+    run.log.pids = {0: child, 1: stranger}
+    killed: list[int] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(processes, "kill", killed.extend)
+        run.kill_ranks([0, 1])
+    assert killed == [child]
+    run.kill_ranks([0])
     while processes.alive(child):
         assert time.monotonic() < deadline_s
         time.sleep(0.01)

@@ -25,6 +25,7 @@ from holdfast.protocol.settings import ENVIRONMENT_PREFIX, format_bytes
 
 UP_S = 30.0  # from the start of the processes until each daemon answers and sees all others; 2 s on idle cores
 STOP_S = 10.0  # a daemon asked to stop is killed after so long
+ASK_AGAIN_S = 1.0  # between two requests to stop
 LOOK_S = 0.1  # between two looks while waiting
 SOCKET_PATH_BYTES_MAX = 100  # the kernel allows 107, and the daemon adds a suffix of four
 LOG_LINES_SHOWN = 15
@@ -142,11 +143,13 @@ class Cluster:
 
     def stop(self) -> list[str]:
         """Ask every daemon to stop, as an operator would. Returns the names of those that had to be killed."""
-        for name in self._keepers:
-            self._signal(name, signal.SIGTERM)
-        deadline_s = time.monotonic() + STOP_S
+        deadline_s, asked_s = time.monotonic() + STOP_S, float("-inf")
         left = list(self._keepers)
         while left and time.monotonic() < deadline_s:
+            if time.monotonic() > asked_s + ASK_AGAIN_S:  # a keeper that was just brought back may have missed it
+                asked_s = time.monotonic()
+                for name in left:
+                    self._signal(name, signal.SIGTERM)
             left = [name for name in left if processes.using(self.nodes[name].socket)]
             for name in set(self._keepers) - set(left):
                 self._keepers.pop(name).wait(STOP_S)
