@@ -1,4 +1,4 @@
-"""``python -m sim SEED [SEED ...]``: replay runs, with the whole transcript of one that fails."""
+"""``python -m sim PROFILE SEED [SEED ...]``, in tests/: replay runs, with the whole transcript of one that fails."""
 
 import sys
 import time
@@ -7,12 +7,13 @@ from sim.scenario import ScenarioError, run
 
 if __name__ == "__main__":
     failed = 0
-    for word in sys.argv[1:]:
+    profile_name, *words = sys.argv[1:]
+    for word in words:
         first, _, last = word.partition("-")
         for seed in range(int(first), int(last or first) + 1):
             started_s = time.perf_counter()
             try:
-                outcome = run(seed)
+                outcome = run(seed, profile_name)
             except ScenarioError as error:
                 failed += 1
                 print(error)

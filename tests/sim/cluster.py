@@ -7,12 +7,14 @@ from holdfast.daemon.core import actions, events
 from holdfast.protocol import messages
 from holdfast.protocol.config import ClusterConfig, NodeConfig
 from holdfast.protocol.placement import place
+
 from sim.machine import Machine, Worker
 from sim.network import Network, NetworkFaults
 from sim.ranks import Job, JobShape
 from sim.truth import Truth
 from sim.world import World
 
+HEARD_S = 1.6  # three heartbeats
 QUIET_S = 8.0  # so long after the last fault, everybody has heard from everybody
 
 
@@ -27,6 +29,7 @@ class ClusterShape:
     slots: int = 2
     chunk_bytes: int = 64
     budget_bytes: int = 1 << 20
+    coding_s_max: float = 0.005  # of one order to the coding thread
     network: NetworkFaults = NetworkFaults()
 
 
@@ -54,17 +57,27 @@ class Cluster:
         )
         self.network = Network(self.world, shape.network, lambda node: self.machines[node].worker is not None)
         self.machines = [
-            Machine(self.world, self.network, config, self.placement, node=node, budget_bytes=shape.budget_bytes)
+            Machine(
+                self.world,
+                self.network,
+                config,
+                self.placement,
+                node=node,
+                budget_bytes=shape.budget_bytes,
+                coding_s_max=shape.coding_s_max,
+            )
             for node in range(shape.node_count)
         ]
         self.truth = Truth(self.machines)
         self.last_fault_s = 0.0
+        self.clear_from_s = 0.0  # until then some node may not hear another
         for machine in self.machines:
             machine.machines = self.machines
             machine.after_event = self._observe
         self.jobs = [Job(self.world, self.machines, self.truth, job) for job in shape.jobs]
         for job in self.jobs:
             job.quiet = self.is_quiet
+            job.clear = self.is_clear
 
     def start(self) -> None:
         """Boot all machines, one after the other, and start the jobs."""
@@ -81,6 +94,10 @@ class Cluster:
         """Whether the last fault was long ago."""
         return self.world.now_s - self.last_fault_s >= QUIET_S
 
+    def is_clear(self) -> bool:
+        """Whether every live node has had the time to hear every other."""
+        return self.world.now_s >= self.clear_from_s + HEARD_S
+
     # --- faults ---
 
     def _fault(self, text: str) -> None:
@@ -89,6 +106,10 @@ class Cluster:
 
     def _fault_lasts(self, seconds: float) -> None:
         self.last_fault_s = max(self.last_fault_s, self.world.now_s + seconds)
+
+    def _impaired(self, seconds: float) -> None:
+        self._fault_lasts(seconds)
+        self.clear_from_s = max(self.clear_from_s, self.world.now_s + seconds)
 
     def crash_worker(self, node: int, *, after_actions: int | None = None) -> None:
         """Kill a worker, now or in the middle of what it does next; its keeper starts another."""
@@ -152,7 +173,7 @@ class Cluster:
             pairs |= {(b, a) for a, b in pairs}
         self.network.blocked |= pairs
         self.network.cut(pairs)
-        self._fault_lasts(seconds)
+        self._impaired(seconds)
         self.world.after(seconds, lambda: self.network.blocked.difference_update(pairs))
 
     def freeze(self, node: int, seconds: float) -> None:
@@ -161,18 +182,19 @@ class Cluster:
         if worker is not None:
             self._fault(f"n{node} freezes for {seconds:.1f} s")
             worker.frozen_until_ns = self.world.now_ns + int(seconds * 1e9)
-            self._fault_lasts(seconds)
+            self._impaired(seconds)
 
     def slow(self, node: int, seconds: float) -> None:
         """What a node sends arrives late."""
         self._fault(f"n{node} is slow for {seconds:.1f} s")
         for other in range(self.shape.node_count):
             self.network.slow(node, other, seconds)
-        self._fault_lasts(seconds + 3.0)
+        self._impaired(seconds + 3.0)
 
     def cut(self, node: int) -> None:
         """All connections of a node break and come back at once."""
         self._fault(f"connections of n{node} are cut")
+        self._impaired(0.0)
         self.network.cut_node(node)
 
     def refuse_memory(self, node: int, seconds: float) -> None:

@@ -6,7 +6,7 @@ another, chunks read when they leave, received frames kept by key until dropped.
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from holdfast.coding import CodeParams, chunk_digest, decode_matrix, parity_matrix, select_engine
@@ -20,6 +20,7 @@ from holdfast.protocol import frames, messages
 from holdfast.protocol.config import ClusterConfig, config_digest
 from holdfast.protocol.layout import Geometry, Layout
 from holdfast.protocol.placement import Placement
+
 from sim.network import Network
 from sim.world import World
 
@@ -65,9 +66,11 @@ class Machine:
         *,
         node: int,
         budget_bytes: int,
+        coding_s_max: float,
     ) -> None:
         self.world, self.network, self.config, self.placement = world, network, config, placement
-        self.node, self.budget_bytes = node, budget_bytes
+        self.node, self.budget_bytes, self.coding_s_max = node, budget_bytes, coding_s_max
+        self.booted_ns = 0
         self.held: dict[Memory, Held] = {}
         self.ledger: bytes | None = None
         self.incarnation = 0
@@ -116,7 +119,7 @@ class Machine:
                         tables[memory] = list(self.held[memory].digests)
             worker.node.resume(record, tables)
             self.held = {memory: held for memory, held in self.held.items() if memory in tables}  # drop_strays
-        self.worker = worker
+        self.worker, self.booted_ns = worker, self.world.now_ns
         self.world.note(f"{self.name}: worker boots, session {ctx.worker_session}, incarnation {ctx.incarnation}")
         worker.perform(worker.node.start(), None)
         self.world.after(self.world.between(0, TICK_S), worker.tick)
@@ -410,7 +413,7 @@ class Worker:
                 self.put(event, 0.001)
             self._next_coding()
 
-        self.world.after(self.world.between(0.0001, 0.005), end)
+        self.world.after(self.world.between(0.0001, self.machine.coding_s_max), end)
 
     def _begin_coding(self, action: actions.Action) -> Callable[[], events.Event | None]:
         memory = getattr(action, "memory", None)

@@ -12,6 +12,7 @@ from holdfast.client.session import Session
 from holdfast.protocol import limits, messages
 from holdfast.protocol.ids import SnapshotId
 from holdfast.protocol.layout import Layout, ShardPlace
+
 from sim.machine import Client, Machine
 from sim.truth import Truth, promise
 from sim.world import World
@@ -64,6 +65,7 @@ class Job:
         self.ask_fresh = False
         self.next_attempt_fresh = False
         self.quiet: Callable[[], bool] = lambda: False
+        self.clear: Callable[[], bool] = lambda: False
 
     # --- the launcher ---
 
@@ -123,6 +125,7 @@ class Rank:
         self.client: Client | None = None
         self.session: Session | None = None
         self.attempt = 0
+        self.known_before: dict[int, SnapshotId] = {}
         self.plan: Layout | None = None
         self.accepted_over: Client | None = None  # the connection over which the plan was accepted
         self.dead = False
@@ -264,7 +267,7 @@ class Rank:
             assert self.session is not None
             session = self.session
             session.ask("AskRestore")
-            self.known_before = self.job.truth.known_commits(name) if self.job.quiet() else {}
+            self.known_before = self.job.truth.known_commits(name) if self.job.clear() else {}
             self._send(messages.AskRestore(name, self.job.ask_fresh))
             patience_s = 2 * limits.HEAR_ALL_S + limits.JOIN_S
             if (yield from self._until(lambda: session.restore_answer is not None, patience_s)):
@@ -280,10 +283,17 @@ class Rank:
             promise(not job.quiet() or not self._is_recoverable(), f"refused, yet recoverable: {answer.problem}")
         elif answer.snapshot is not None:
             truth.check_offer(job.shape.name, answer.snapshot)
-        if job.quiet() and not answer.problem and not job.ask_fresh:
-            newest = max(self.known_before.values(), default=None)
+        if not answer.problem and not job.ask_fresh:
+            truth.chosen[job.shape.name, answer.attempt] = answer.snapshot
+        if job.clear() and not answer.problem and not job.ask_fresh:
+            newest = max((self.known_before[node] for node in self._knowers()), default=None)
             known = f"{newest} is known to be committed, offered is {answer.snapshot}"
             promise(newest is None or (answer.snapshot is not None and answer.snapshot >= newest), known)
+
+    def _knowers(self) -> list[int]:
+        """Nodes that knew of a commit when the question was asked, and have been up and heard for long enough."""
+        machines, limit_ns = self.job.machines, self.world.now_ns - 2 * 10**9
+        return [node for node in self.known_before if machines[node].worker and machines[node].booted_ns < limit_ns]
 
     def _is_recoverable(self) -> bool:
         """Whether the live nodes hold enough of any snapshot that one of them knows to be committed."""

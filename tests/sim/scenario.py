@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from holdfast.protocol import messages
+
 from sim.cluster import Cluster, ClusterShape
 from sim.network import NetworkFaults
 from sim.ranks import Job, JobShape
@@ -28,7 +29,24 @@ class ScenarioError(AssertionError):
     """A run that broke a promise or stood still; the text begins with the line that replays it."""
 
 
-def shape_of(world: World) -> ClusterShape:
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """Which faults happen, and how bad the network is. Indices into the cases of `_fault`."""
+
+    kinds: tuple[int, ...]
+    network: NetworkFaults | None = None  # None: drawn from the seed
+    pause_s: float = 3.0  # mean time between two faults
+
+
+PROFILES = {
+    "everything": Profile(tuple(range(15))),
+    "restarts": Profile((0, 2, 7, 7, 7, 11, 11, 9, 10), NetworkFaults(lost=0.1, doubled=0.02), pause_s=1.5),
+    "losses": Profile((4, 4, 4, 7, 12), NetworkFaults(corrupted=0.1), pause_s=2.0),
+    "crashes": Profile((0, 1, 2, 3, 7), pause_s=1.0),
+}
+
+
+def shape_of(world: World, network: NetworkFaults | None = None) -> ClusterShape:
     """A cluster drawn from a seed: one group or several, nodes without ranks, ragged shards, one job or two."""
     draw = world.random
     node_count, group_size, parity = draw.choice(
@@ -60,15 +78,16 @@ def shape_of(world: World) -> ClusterShape:
         group_size=group_size,
         jobs=tuple(jobs),
         slots=draw.choice([2, 2, 3]),
-        network=NetworkFaults(lost=trouble, doubled=trouble, corrupted=draw.choice([0.0, trouble])),
+        coding_s_max=draw.choice([0.005, 0.005, 0.2]),
+        network=network or NetworkFaults(lost=trouble, doubled=trouble, corrupted=draw.choice([0.0, trouble])),
     )
 
 
-def _fault(cluster: Cluster) -> None:
+def _fault(cluster: Cluster, kinds: tuple[int, ...]) -> None:
     world = cluster.world
     draw, node = world.random, world.random.randrange(cluster.shape.node_count)
     job = draw.choice(cluster.jobs)
-    match draw.randrange(15):
+    match draw.choice(kinds):
         case 0 | 1:
             cluster.crash_worker(node)
         case 2 | 3:
@@ -99,20 +118,14 @@ def _fault(cluster: Cluster) -> None:
                 cluster.refuse_memory(node, draw.uniform(0.5, 3.0))
 
 
-def play(seed: int) -> Outcome:
-    """One run. Raises BrokenPromiseError, or whatever a core raises."""
-    cluster = Cluster(seed, shape_of(World(seed)))
-    return _play(cluster)
-
-
-def _play(cluster: Cluster) -> Outcome:
+def _play(cluster: Cluster, profile: Profile) -> Outcome:
     world = cluster.world
     cluster.start()
     world.run_until(lambda: False, deadline_s=world.between(2.0, 8.0))
     end_s = world.now_s + FAULTS_S
     while world.now_s < end_s:
-        _fault(cluster)
-        world.run_until(lambda: False, deadline_s=world.now_s + world.random.expovariate(1 / 3.0))
+        _fault(cluster, profile.kinds)
+        world.run_until(lambda: False, deadline_s=world.now_s + world.random.expovariate(1 / profile.pause_s))
     rest(cluster)
     return Outcome(
         events=world.event_count,
@@ -162,14 +175,16 @@ def _owe_restore(cluster: Cluster, job: Job) -> None:
     )
 
 
-def run(seed: int) -> Outcome:
+def run(seed: int, profile_name: str = "everything") -> Outcome:
     """One run; a failure names its seed and shows the end of the transcript."""
-    cluster = Cluster(seed, shape_of(World(seed)))
+    profile = PROFILES[profile_name]
+    cluster = Cluster(seed, shape_of(World(seed), profile.network))
     try:
-        return _play(cluster)
+        return _play(cluster, profile)
     except Exception as error:
         kind = "broken promise" if isinstance(error, BrokenPromiseError) else "crash"
         tail = "\n".join(cluster.world.transcript[-40:])
         raise ScenarioError(
-            f"seed {seed}, {cluster.world.now_s:.3f} s, {kind}: {error!r}\nreplay: python -m sim {seed}\n{tail}"
+            f"seed {seed} ({profile_name}), {cluster.world.now_s:.3f} s, {kind}: {error!r}\n"
+            f"replay in tests/: python -m sim {profile_name} {seed}\n{tail}"
         ) from error

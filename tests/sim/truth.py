@@ -13,6 +13,7 @@ from holdfast.daemon.core.slot import COMPLETE, Phase, Slot
 from holdfast.protocol import messages
 from holdfast.protocol.ids import SnapshotId
 from holdfast.protocol.layout import Geometry, Layout
+
 from sim.machine import ENGINE, Held, Machine, Worker
 
 JobSnapshot = tuple[str, SnapshotId]
@@ -40,6 +41,7 @@ class Truth:
     stated_now: dict[JobSnapshot, set[int]] = field(default_factory=dict)  # the same, with the memory still there
     denied: dict[JobSnapshot, set[int]] = field(default_factory=dict)  # who stated the counter-fact
     denied_now: dict[JobSnapshot, set[int]] = field(default_factory=dict)  # the same, by the memory that is still there
+    chosen: dict[tuple[str, int], SnapshotId | None] = field(default_factory=dict)  # (job, attempt) -> the answer
     forgotten: set[str] = field(default_factory=set)
     _phases: dict[tuple[int, str, int], Phase] = field(default_factory=dict)  # of every slot, after its last event
     _held: dict[int, set[JobSnapshot]] = field(default_factory=dict)  # node -> what it held after its last event
@@ -142,6 +144,9 @@ class Truth:
                     if key not in self._held.get(node, set()):
                         self._observe_complete(worker, key, slot, rebuilt=rebuilt)
             self._observe_commit(node, name, job.committed)
+            chosen = self.chosen.get((name, job.attempt), job.committed)
+            pinned = job.committed == chosen or (job.committed and job.committed.attempt == job.attempt)
+            promise(pinned, f"{where}: attempt {job.attempt} of {name} restores {chosen}, not {job.committed}")
         for name, snapshot in self._held.get(node, set()) - held:
             known = worker.node.jobs.get(name)
             if known is None:
