@@ -212,6 +212,8 @@ def test_a_keeper_killed_and_then_its_worker(make_cluster: MakeCluster) -> None:
     assert cluster.worker(0) == worker
     trainer.commit(1)  # nobody noticed
     cluster.kill_worker(0)
+    seen = cluster.wait_status(lambda s: s["nodes"][0]["worker_session"] == 2, "the successor reads the ledger")
+    assert seen["nodes"][0]["jobs"]["job"]["whole"], seen  # from the new keeper's hands, not rebuilt from parity
     cluster.wait_up()
     trainer.vanish()
     again = Trainer(cluster, "job")
