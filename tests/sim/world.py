@@ -2,9 +2,9 @@
 
 import heapq
 import itertools
-from random import Random
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from random import Random
 
 NS_PER_S = 1_000_000_000
 TRANSCRIPT_LINES_MAX = 60_000  # of a run's transcript; older lines go first
