@@ -271,7 +271,14 @@ def _lost_bytes(stage: Stage, name: str) -> int:
 
 
 def _is_whole(stage: Stage, name: str) -> bool:
-    row = stage.node(name)
+    """Whether a node holds all that it should of the newest committed snapshot.
+
+    A replacement that has heard of the snapshot but not of its layout yet counts nothing as lost, so its own word is
+    not enough.
+    """
+    row, job = stage.node(name), stage.job
+    if job is None or job["snapshot_bytes"] is None or name in job["lost_nodes"]:
+        return False
     return row["state"] == "up" and bool(row["jobs"]) and all(held["whole"] for held in row["jobs"].values())
 
 

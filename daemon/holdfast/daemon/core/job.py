@@ -344,6 +344,10 @@ class Job:
         """A peer has sealed this snapshot: open a slot for its contributions as soon as one is free."""
         if snapshot.attempt != self.attempt or snapshot in self.given_up or self.slot_of(snapshot):
             return
+        if len(self.given_up) == limits.GIVEN_UP_KEPT and snapshot < min(self.given_up):
+            # It may be one that was given up and forgotten since: what was denied once must never be stated.
+            self.give_up_snapshot(snapshot, "it is older than all that this node remembers to have given up")
+            return
         if self.committed is None or snapshot > self.committed:
             ahead = next((role for role, begun in self.begun.items() if begun > snapshot), None)
             if ahead is not None:  # it was skipped while this daemon was away, and is first heard of now
@@ -451,7 +455,7 @@ class Job:
         self._forget_snapshot(snapshot, reason)
 
     def _forget_snapshot(self, snapshot: SnapshotId, reason: str) -> None:
-        self.given_up = [*self.given_up, snapshot][-limits.GIVEN_UP_KEPT :]
+        self.given_up = sorted([*self.given_up, snapshot])[-limits.GIVEN_UP_KEPT :]
         self.given_up_reason = reason
         slot = self.slot_of(snapshot)
         if slot is not None and slot.phase is not Phase.REBUILDING:
