@@ -84,8 +84,9 @@ def test_a_signal_ends_everything(place: Path, number: signal.Signals) -> None:
             if "training ranks" in line:
                 break
         process.send_signal(number)
-        process.communicate(timeout=30)
+        _, said = process.communicate(timeout=30)
     assert process.returncode == 128 + signal.SIGINT
+    assert f"stopped by {number.name}" in said
 
 
 @pytest.mark.parametrize(

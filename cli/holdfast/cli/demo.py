@@ -22,7 +22,7 @@ from holdfast.cli.demo_faults import NotRecoverableHereError, Stage
 from holdfast.cli.demo_report import Comparison, Fault, Figures, Shape
 from holdfast.cli.demo_training import Launch, Training, refuse_missing_torch
 from holdfast.cli.demo_view import View, choose_view
-from holdfast.cli.interruption import ending_signals_raise, ending_signals_wait
+from holdfast.cli.interruption import StopAskedError, ending_signals_raise, ending_signals_wait
 from holdfast.cli.output import emit, emit_json
 from holdfast.protocol.exit_codes import ExitCode, OperatorError
 
@@ -228,6 +228,9 @@ def _folder() -> Iterator[Path]:
         yield folder
     except NotRecoverableHereError:
         raise  # asked for, and explained: there is nothing to look up
+    except StopAskedError as stop:
+        sys.stderr.write(f"stopped by {stop}\n")
+        raise
     except Exception:
         keep = True
         sys.stderr.write(f"the logs are kept in {folder}\n")
