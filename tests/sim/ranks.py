@@ -125,6 +125,7 @@ class Rank:
         self.client: Client | None = None
         self.session: Session | None = None
         self.attempt = 0
+        self.plan_count = 0
         self.known_before: dict[int, SnapshotId] = {}
         self.plan: Layout | None = None
         self.accepted_over: Client | None = None  # the connection over which the plan was accepted
@@ -348,18 +349,19 @@ class Rank:
     def _replan(self, step: int) -> Generator[Waiting, bool, bool]:
         """All ranks agree on a new layout."""
         job = self.job
+        self.plan_count += 1
         if self.role == 0:
             job.version += 1
             if job.new_sizes is not None:
                 job.sizes, job.new_sizes = job.new_sizes, None
-        yield from self._exchange("plan", step, None)
+        yield from self._exchange("plan", self.plan_count, None)
         self.plan = job.layout(step)
         problem = ""
         try:
             problem = yield from self._say_plan(30.0)
         except LinkLostError:
             problem = "the daemon went away"
-        problems = yield from self._exchange("planned", step, problem)
+        problems = yield from self._exchange("planned", self.plan_count, problem)
         return not any(problems.values())
 
     def _say_plan(self, seconds: float) -> Generator[Waiting, bool, str]:

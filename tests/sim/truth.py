@@ -41,6 +41,7 @@ class Truth:
     stated_now: dict[JobSnapshot, set[int]] = field(default_factory=dict)  # the same, with the memory still there
     denied: dict[JobSnapshot, set[int]] = field(default_factory=dict)  # who stated the counter-fact
     denied_now: dict[JobSnapshot, set[int]] = field(default_factory=dict)  # the same, by the memory that is still there
+    let_go: dict[JobSnapshot, set[int]] = field(default_factory=dict)  # who dropped what it had stated, as it may
     chosen: dict[tuple[str, int], SnapshotId | None] = field(default_factory=dict)  # (job, attempt) -> the answer
     forgotten: set[str] = field(default_factory=set)
     _phases: dict[tuple[int, str, int], Phase] = field(default_factory=dict)  # of every slot, after its last event
@@ -143,7 +144,7 @@ class Truth:
                     held.add(key)
                     if key not in self._held.get(node, set()):
                         self._observe_complete(worker, key, slot, rebuilt=rebuilt)
-            self._observe_commit(node, name, job.committed)
+            self._observe_commit(node, name, job.committed, job.attempt)
             chosen = self.chosen.get((name, job.attempt), job.committed)
             pinned = job.committed == chosen or (job.committed and job.committed.attempt == job.attempt)
             promise(pinned, f"{where}: attempt {job.attempt} of {name} restores {chosen}, not {job.committed}")
@@ -155,6 +156,8 @@ class Truth:
             newer = known.job.committed is not None and known.job.committed > snapshot
             over = known.job.attempt > snapshot.attempt and known.job.committed != snapshot
             denied = self.denied.get((name, snapshot), set()) - self.stated.get((name, snapshot), set())
+            if not newer:
+                self.let_go.setdefault((name, snapshot), set()).add(node)
             promise(newer or over or denied, f"{where} let {snapshot} of {name} go, whose fact it had stated")
         self._held[node] = held
         reserved = sum(memory.held_bytes for memory in machine.held.values())
@@ -165,16 +168,23 @@ class Truth:
     def _observe_denial(self, node: int, key: JobSnapshot) -> None:
         self.denied.setdefault(key, set()).add(node)
         self.denied_now.setdefault(key, set()).add(node)
-        stated = node in self.stated_now.get(key, set())
-        promise(not stated, f"node {node} denies {key[1]} of {key[0]}, whose fact it had stated")
+        doomed = self.denied[key] - self.stated.get(key, set())  # by another that never stated it
+        promise(
+            doomed or node not in self.stated_now.get(key, set()),
+            f"node {node} denies {key[1]} of {key[0]}, whose fact it had stated",
+        )
 
-    def _observe_commit(self, node: int, name: str, committed: SnapshotId | None) -> None:
+    def _observe_commit(self, node: int, name: str, committed: SnapshotId | None, attempt: int) -> None:
         if committed is None or self._committed.get((node, name)) == committed:
             return
         self._committed[node, name] = committed
         key = (name, committed)
         missing = self.geometry(key).participants - self.stated.get(key, set()) if key in self.layouts else {"all"}
         promise(not missing, f"node {node} calls {committed} of {name} committed; no fact yet from {sorted(missing)}")
+        begun = max((a for j, a in self.owners if j == name), default=0)
+        if committed.attempt == attempt == begun:
+            gone = self.let_go.get(key, set())
+            promise(not gone, f"node {node} calls {committed} of {name} committed; nodes {gone} had let it go")
 
     def _observe_complete(self, worker: Worker, key: JobSnapshot, slot: Slot, *, rebuilt: bool) -> None:
         node, (name, snapshot) = worker.machine.node, key

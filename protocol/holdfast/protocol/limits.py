@@ -29,6 +29,7 @@ PEER_DEADLINE_S = 2.5  # five heartbeats: a peer not heard for so long is down
 CHUNK_DEADLINE_S = 10.0  # a chunk not acknowledged for so long is sent again
 PROTECT_STALL_S = 60.0  # a snapshot whose protection has not moved for so long is given up
 HEAR_ALL_S = 3.0  # how long the collector waits for live nodes before it decides what to restore
+COMMIT_PAUSE_S = 15.0  # how long a node that was asked what to restore commits nothing, waiting for the decision
 JOIN_S = 3.0  # how long a node that just started waits for a lower collector before it takes the part itself
 ALLOCATE_DEADLINE_S = 120.0  # populating memory: slow kernels do 2 GiB/s
 REFUSAL_PAUSE_S = 10.0  # between two log lines on strangers refused for the same reason
@@ -42,4 +43,5 @@ assert CHUNK_BYTES_MIN < CHUNK_BYTES_MAX
 assert DIGESTS_PER_MESSAGE_MAX * 8 < CONTROL_FRAME_BYTES_MAX
 assert WORLD_SIZE_MAX * 16 < CONTROL_FRAME_BYTES_MAX < LEDGER_BYTES
 assert HEARTBEAT_S * 2 < PEER_DEADLINE_S <= HEAR_ALL_S
+assert HEAR_ALL_S + PEER_DEADLINE_S < COMMIT_PAUSE_S
 assert CHUNK_DEADLINE_S * 2 < PROTECT_STALL_S

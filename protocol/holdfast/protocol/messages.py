@@ -50,6 +50,7 @@ class JobReport(Struct, frozen=True):
     rebuild_state: Literal["", "running", "done", "failed"] = ""
     roles: tuple[RoleNumber, ...] = ()  # roles attached here now
     closed: bool = False
+    paused: bool = False  # commits nothing until it hears what the job restores: this report stays true
     protect_s: float = 0.0  # seal to commit of the newest committed snapshot
     digest_failures: Count = 0
 
@@ -142,9 +143,13 @@ class RestoreAsked(Message, frozen=True):
 
 
 class ReportWanted(Message, frozen=True):
-    """From the collector: answer with a heartbeat at once."""
+    """From the collector: answer with a heartbeat at once, and commit nothing of `job` until it has decided.
+
+    What the answer says must still be true when the decision arrives: a commit in between would free what was chosen.
+    """
 
     request: Count
+    job: JobName | None = None
 
 
 class RestoreDecided(Message, frozen=True):

@@ -57,7 +57,7 @@ class Collector:
             seen = open_facts.get(snapshot, set()) | ({self.ctx.node} if snapshot in own else set())
             if snapshot.attempt == job.attempt and participants <= seen:
                 job.commit(snapshot)
-                if self.peers.collector == self.ctx.node:
+                if job.committed == snapshot and self.peers.collector == self.ctx.node:
                     self.ctx.tell_all(messages.SnapshotCommitted(job.name, snapshot))
                 break
         if job.committed is not None:
@@ -71,19 +71,22 @@ class Collector:
 
     def ask(self, job: str, request: int, asker: int) -> None:
         """Somebody wants to know what to restore: hear all live nodes, then decide."""
-        if any(q.job == job and q.asker == asker and q.request == request for q in self.queries):
+        if any(q.job == job and q.asker == asker and q.request >= request for q in self.queries):
             return
+        self.queries = [q for q in self.queries if (q.job, q.asker) != (job, asker)]  # it asks again
         if len(self.queries) >= limits.JOB_COUNT_MAX:
             return  # the asker repeats its question
         self.queries.append(Query(job, request, asker, self.ctx.now_ns, self.ctx.seconds(limits.HEAR_ALL_S)))
-        self.ctx.tell_all(messages.ReportWanted(request))
+        self.ctx.tell_all(messages.ReportWanted(request, job))
 
     def ready(self, query: Query) -> bool:
         """Whether every node that may be alive was heard since the question came."""
         if self.ctx.now_ns >= query.deadline_ns:
             return True
         return self.peers.settled and all(
-            peer.heartbeat_ns >= query.started_ns for peer in self.peers.table.values() if self.peers.alive(peer.node)
+            peer.heartbeat_ns >= query.started_ns and ((report := peer.report(query.job)) is None or report.paused)
+            for peer in self.peers.table.values()
+            if self.peers.alive(peer.node)
         )
 
     def decide(self, query: Query, job: Job | None, own: JobReport | None) -> messages.RestoreDecided | None:

@@ -42,6 +42,7 @@ class Job:
     begun: dict[int, SnapshotId] = field(default_factory=dict)  # role -> the newest that it began in this attempt
     wanted_open: set[SnapshotId] = field(default_factory=set)  # peers have sealed these; a slot is owed
     left_roles: set[int] = field(default_factory=set)
+    pause_ns: int = 0  # until then nothing is committed: the collector is deciding what to restore
     closed: bool = False
     no_memory: str = ""  # why the newest layout has less than all its slots here; empty if it has them
     touched_ns: int = 0
@@ -100,6 +101,7 @@ class Job:
         if attempt <= self.attempt:
             return
         self.attempt = attempt
+        self.pause_ns = 0
         self.planned = False
         self.roles.clear()
         self.left_roles.clear()
@@ -344,11 +346,11 @@ class Job:
         """A peer has sealed this snapshot: open a slot for its contributions as soon as one is free."""
         if snapshot.attempt != self.attempt or snapshot in self.given_up or self.slot_of(snapshot):
             return
-        if len(self.given_up) == limits.GIVEN_UP_KEPT and snapshot < min(self.given_up):
-            # It may be one that was given up and forgotten since: what was denied once must never be stated.
-            self.give_up_snapshot(snapshot, "it is older than all that this node remembers to have given up")
-            return
         if self.committed is None or snapshot > self.committed:
+            if len(self.given_up) == limits.GIVEN_UP_KEPT and snapshot < min(self.given_up):
+                # It may be one that was given up and forgotten since: what was denied once must never be stated.
+                self.give_up_snapshot(snapshot, "it is older than all that this node remembers to have given up")
+                return
             ahead = next((role for role, begun in self.begun.items() if begun > snapshot), None)
             if ahead is not None:  # it was skipped while this daemon was away, and is first heard of now
                 self.give_up_snapshot(snapshot, f"rank {ahead} went on to step {self.begun[ahead].step}")
@@ -405,7 +407,7 @@ class Job:
 
     def commit(self, snapshot: SnapshotId) -> None:
         """All facts were seen by somebody: keep this snapshot, free what is older."""
-        if self.committed is not None and snapshot <= self.committed:
+        if (self.committed is not None and snapshot <= self.committed) or self.ctx.now_ns < self.pause_ns:
             return
         slot = self.slot_of(snapshot)
         if slot is not None and slot.phase in IN_FLIGHT:

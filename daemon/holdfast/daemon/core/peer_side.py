@@ -96,9 +96,11 @@ class PeerSide:
                 for job_report in message.jobs:
                     self._heard_report(node, job_report)
                 self.restoring.answer()  # this may have been the last node that a question waited for
-            case messages.ReportWanted():
+            case messages.ReportWanted(_, job):
+                self.registry.pause_commits(job)
                 self.ctx.tell(node, self.registry.heartbeat())
             case messages.RestoreAsked(job, request):
+                self.registry.pause_commits(job)
                 self.collector.ask(job, request, node)
             case messages.RestoreDecided():
                 self.restoring.decided(message)

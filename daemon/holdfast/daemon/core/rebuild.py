@@ -322,7 +322,7 @@ class Rebuild:
                 return
         work.arrived.add(position)
         if work.arrived == set(work.sources) and not work.computing:
-            work.computing = True
+            work.computing, work.deadline_ns = True, self.job.ctx.seconds(limits.CHUNK_DEADLINE_S)
             self.job.ctx.emit(self._rebuild_action(slot, stripe, work))
 
     def _rebuild_action(self, slot: Slot, stripe: int, work: StripeWork) -> RebuildStripe:
@@ -394,10 +394,13 @@ class Rebuild:
             "warning",
         )
         self.excluded.add((stripe, node))
-        work = self.work.pop(stripe)
-        self.job.ctx.emit(DropFrames(tuple(self._key(*source) for source in work.sources.values())))
+        self._abandon(stripe)
         self._plan(stripe)
         self._pump()
+
+    def _abandon(self, stripe: int) -> None:
+        work = self.work.pop(stripe)
+        self.job.ctx.emit(DropFrames(tuple(self._key(*source) for source in work.sources.values())))
 
     # --- time and ends ---
 
@@ -427,6 +430,9 @@ class Rebuild:
                 continue
             if silent:
                 self._replan(stripe, silent[0], "is silent")
+            elif now_ns >= work.deadline_ns:  # a frame was dropped between its arrival and our hearing of it
+                self._abandon(stripe)
+                self._plan(stripe)
 
     def cancel(self, reason: str) -> None:
         """The snapshot is no longer worth rebuilding: a newer one is committed, or the attempt is over."""

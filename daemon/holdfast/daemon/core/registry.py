@@ -68,6 +68,16 @@ class Registry:
         jobs = {name: parts.job for name, parts in self.table.items()}
         return report.status(self.ctx, self.peers, self.heartbeat(), jobs)
 
+    def pause_commits(self, name: str | None) -> None:
+        """What this node reports of a job now must hold until it is decided what the job restores."""
+        if name is not None and name in self.table:
+            self.table[name].job.pause_ns = self.ctx.seconds(limits.COMMIT_PAUSE_S)
+
+    def resume_commits(self, name: str) -> None:
+        """It was decided that nothing can be restored: what is in flight may still commit."""
+        if name in self.table:
+            self.table[name].job.pause_ns = 0
+
     def obtain(self, name: str) -> JobParts | None:
         """A job by name, created when it is new and there is room for one more."""
         if name not in self.table:

@@ -37,6 +37,7 @@ def job_report(job: Job, rebuild: Rebuild) -> JobReport:
         rebuild_state=rebuild.word,
         roles=tuple(sorted(job.roles)),
         closed=job.closed,
+        paused=job.ctx.now_ns < job.pause_ns,
         protect_s=job.protect_s,
         digest_failures=job.digest_failures,
     )

@@ -29,10 +29,13 @@ class Restoring:
         if not self.peers.settled:
             self.unsent.append((client, question))
             return
+        # A rank that asks again takes only the answer to its last question: each decision begins another attempt.
+        self.asking = {r: (c, q) for r, (c, q) in self.asking.items() if (c, q.job) != (client, question.job)}
         request = self.ctx.new_request()
         self.asking[request] = (client, question)
         target = self.peers.collector
         if target == self.ctx.node:
+            self.registry.pause_commits(question.job)
             self.collector.ask(question.job, request, self.ctx.node)
         else:
             self.ctx.tell(target, messages.RestoreAsked(question.job, request))
@@ -66,7 +69,9 @@ class Restoring:
 
     def decided(self, decided: messages.RestoreDecided, asker: int | None = None) -> None:
         """The collector has decided: begin the attempt here, and answer the rank if it asked here."""
-        if not decided.problem:
+        if decided.problem:
+            self.registry.resume_commits(decided.job)
+        else:
             parts = self.registry.obtain(decided.job)
             if parts is not None:
                 layout_id = parts.job.learn_layout(decided.layout) if decided.layout is not None else None

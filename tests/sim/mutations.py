@@ -1,0 +1,193 @@
+"""Rules of the core, each broken in one place. A simulation that lets one of these pass would prove nothing.
+
+A mutation is applied with pytest's monkeypatch and holds for one test.
+"""
+
+from collections.abc import Callable, Mapping
+
+import msgspec
+import pytest
+from holdfast.daemon.core import actions, resume
+from holdfast.daemon.core.collector import Collector, Query
+from holdfast.daemon.core.job import Job
+from holdfast.daemon.core.ledger import LedgerRecord
+from holdfast.daemon.core.memory import Memory
+from holdfast.daemon.core.node import Node
+from holdfast.daemon.core.protect import Protect
+from holdfast.daemon.core.rebuild import Rebuild
+from holdfast.daemon.core.registry import JobParts, Registry
+from holdfast.daemon.core.slot import Phase, Slot
+from holdfast.daemon.core.transfer import Arrival, Transfer
+from holdfast.protocol import messages
+from holdfast.protocol.ids import SnapshotId
+from holdfast.protocol.layout import Layout
+
+Mutation = Callable[[pytest.MonkeyPatch], None]
+
+
+def commit_on_one_fact_less(patch: pytest.MonkeyPatch) -> None:
+    """N-1 facts are enough."""
+    consider = Collector.consider
+
+    def eager(self: Collector, job: Job) -> None:
+        if job.planned and job.current is not None:
+            participants = job.geometry(job.current).participants
+            for nodes in self.facts.get(job.name, {}).values():
+                if len(participants - nodes - {self.ctx.node}) == 1:
+                    nodes |= participants
+        consider(self, job)
+
+    patch.setattr(Collector, "consider", eager)
+
+
+def release_before_commit(patch: pytest.MonkeyPatch) -> None:
+    """The older snapshot goes when the newer one is protected here, not when it is committed."""
+    state_fact = Protect._state_fact
+
+    def hasty(self: Protect, slot: Slot) -> None:
+        state_fact(self, slot)
+        for other in self.job.slots:
+            if other.phase is Phase.COMMITTED:
+                self.job.release(other)
+
+    patch.setattr(Protect, "_state_fact", hasty)
+
+
+def skip_the_digest_at_arrival(patch: pytest.MonkeyPatch) -> None:
+    """A chunk is taken for what was announced."""
+    arrive = Transfer.arrive
+
+    def trusting(self: Transfer, member: int, chunk: int, digest: int) -> Arrival:
+        table = self.announced.get(member, [])
+        expected = table[chunk] if chunk < len(table) else None
+        return arrive(self, member, chunk, digest if expected is None else expected)
+
+    patch.setattr(Transfer, "arrive", trusting)
+
+
+def take_work_for_another_snapshot(patch: pytest.MonkeyPatch) -> None:
+    """The result of work counts for whatever lies in the slot when it ends."""
+    owner = Registry.owner
+
+    def careless(self: Registry, memory: Memory, snapshot: SnapshotId | None = None) -> JobParts | None:
+        del snapshot
+        return owner(self, memory)
+
+    patch.setattr(Registry, "owner", careless)
+
+
+def forget_a_stated_fact(patch: pytest.MonkeyPatch) -> None:
+    """A restarted worker takes a protected snapshot for one in flight."""
+    original = resume.resume
+
+    def forgetful(registry: Registry, held: LedgerRecord, digests: Mapping[Memory, list[int]]) -> None:
+        jobs = tuple(
+            msgspec.structs.replace(
+                job,
+                slots=tuple(
+                    msgspec.structs.replace(slot, phase="sealed") if slot.phase == "protected" else slot
+                    for slot in job.slots
+                ),
+            )
+            for job in held.jobs
+        )
+        original(registry, msgspec.structs.replace(held, jobs=jobs), digests)
+
+    patch.setattr(resume, "resume", forgetful)
+
+
+def write_the_ledger_last(patch: pytest.MonkeyPatch) -> None:
+    """A fact is told before the ledger knows it."""
+    flush = Node._flush
+
+    def late(self: Node) -> list[actions.Action]:
+        decided = flush(self)
+        ledgers = [action for action in decided if isinstance(action, actions.WriteLedger)]
+        return [action for action in decided if not isinstance(action, actions.WriteLedger)] + list(ledgers)
+
+    patch.setattr(Node, "_flush", late)
+
+
+def accept_an_old_attempts_announcement(patch: pytest.MonkeyPatch) -> None:
+    """Facts of earlier attempts still count."""
+    fact, commit = Collector.fact, Job.commit
+
+    def lenient(self: Collector, job: Job, snapshot: SnapshotId, node: int) -> None:
+        if snapshot.attempt < job.attempt and (job.committed is None or snapshot > job.committed):
+            nodes = self.facts.setdefault(job.name, {}).setdefault(snapshot, set())
+            nodes.add(node)
+            if job.current is not None and job.geometry(job.current).participants <= nodes | {self.ctx.node}:
+                commit(job, snapshot)
+            return
+        fact(self, job, snapshot, node)
+
+    patch.setattr(Collector, "fact", lenient)
+
+
+def begin_an_attempt_by_a_plan(patch: pytest.MonkeyPatch) -> None:
+    """Whoever hears a plan of a later attempt begins it, from what it happens to know."""
+    adopt_plan = Job.adopt_plan
+
+    def forward(self: Job, attempt: int, layout: Layout) -> bool:
+        if attempt > self.attempt:
+            self.begin_attempt(attempt, self.committed)
+        return adopt_plan(self, attempt, layout)
+
+    patch.setattr(Job, "adopt_plan", forward)
+
+
+def decide_before_all_are_heard(patch: pytest.MonkeyPatch) -> None:
+    """The collector answers from what it happens to know."""
+
+    def at_once(self: Collector, query: Query) -> bool:
+        del self, query
+        return True
+
+    patch.setattr(Collector, "ready", at_once)
+
+
+def trust_what_was_rebuilt(patch: pytest.MonkeyPatch) -> None:
+    """Rebuilt chunks that fail their digest are kept."""
+    rebuilt = Rebuild.rebuilt
+
+    def trusting(self: Rebuild, memory: Memory, stripe: int, digest: int, bad_positions: tuple[int, ...]) -> None:
+        del bad_positions
+        rebuilt(self, memory, stripe, digest, ())
+
+    patch.setattr(Rebuild, "rebuilt", trusting)
+
+
+def deny_what_was_stated(patch: pytest.MonkeyPatch) -> None:
+    """A snapshot is given up whatever was said of it."""
+    give_up = Job.give_up_snapshot
+
+    def fickle(self: Job, snapshot: SnapshotId, reason: str) -> None:
+        slot = self.slot_of(snapshot)
+        if slot is not None and slot.phase is Phase.PROTECTED and snapshot.attempt == self.attempt:
+            self._forget_snapshot(snapshot, reason)
+            return
+        give_up(self, snapshot, reason)
+
+    def impatient(self: Protect) -> None:
+        tick(self)
+        for slot in self.job.slots:
+            if slot.phase is Phase.PROTECTED and slot.snapshot is not None:
+                if self.job.ctx.now_ns > slot.sealed_ns + 3 * 10**9:
+                    self.job.give_up_snapshot(slot.snapshot, "nobody commits it")
+
+    tick = Protect.tick
+    patch.setattr(Job, "give_up_snapshot", fickle)
+    patch.setattr(Protect, "tick", impatient)
+
+
+def seal_without_one_role(patch: pytest.MonkeyPatch) -> None:
+    """An image is sealed when all ranks but one have sealed."""
+    seal = Protect.seal
+
+    def early(self: Protect, client: int, said: messages.Seal) -> None:
+        slot = self.job.slot_of(said.snapshot)
+        if slot is not None and slot.phase is Phase.STAGING and slot.geometry is not None:
+            slot.sealed_roles |= set(slot.geometry.layout.roles_on(slot.node)[1:])
+        seal(self, client, said)
+
+    patch.setattr(Protect, "seal", early)
