@@ -20,7 +20,6 @@ from holdfast.daemon.core.slot import Phase, Slot
 from holdfast.daemon.core.transfer import Arrival, Transfer
 from holdfast.protocol import messages
 from holdfast.protocol.ids import SnapshotId
-from holdfast.protocol.layout import Layout
 
 Mutation = Callable[[pytest.MonkeyPatch], None]
 
@@ -108,42 +107,17 @@ def write_the_ledger_last(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Node, "_flush", late)
 
 
-def accept_an_old_attempts_announcement(patch: pytest.MonkeyPatch) -> None:
-    """Facts of earlier attempts still count."""
-    fact, commit = Collector.fact, Job.commit
+def commit_while_it_is_decided(patch: pytest.MonkeyPatch) -> None:
+    """What a node reported may have changed when the decision arrives."""
+    ready = Collector.ready
 
-    def lenient(self: Collector, job: Job, snapshot: SnapshotId, node: int) -> None:
-        if snapshot.attempt < job.attempt and (job.committed is None or snapshot > job.committed):
-            nodes = self.facts.setdefault(job.name, {}).setdefault(snapshot, set())
-            nodes.add(node)
-            if job.current is not None and job.geometry(job.current).participants <= nodes | {self.ctx.node}:
-                commit(job, snapshot)
-            return
-        fact(self, job, snapshot, node)
+    def before(self: Collector, query: Query) -> bool:
+        peers = self.peers.table.values()
+        heard = all(peer.heartbeat_ns >= query.started_ns for peer in peers if self.peers.alive(peer.node))
+        return ready(self, query) or (self.peers.settled and heard)
 
-    patch.setattr(Collector, "fact", lenient)
-
-
-def begin_an_attempt_by_a_plan(patch: pytest.MonkeyPatch) -> None:
-    """Whoever hears a plan of a later attempt begins it, from what it happens to know."""
-    adopt_plan = Job.adopt_plan
-
-    def forward(self: Job, attempt: int, layout: Layout) -> bool:
-        if attempt > self.attempt:
-            self.begin_attempt(attempt, self.committed)
-        return adopt_plan(self, attempt, layout)
-
-    patch.setattr(Job, "adopt_plan", forward)
-
-
-def decide_before_all_are_heard(patch: pytest.MonkeyPatch) -> None:
-    """The collector answers from what it happens to know."""
-
-    def at_once(self: Collector, query: Query) -> bool:
-        del self, query
-        return True
-
-    patch.setattr(Collector, "ready", at_once)
+    patch.setattr(Collector, "ready", before)
+    patch.setattr(Registry, "pause_commits", lambda self, name: None)
 
 
 def trust_what_was_rebuilt(patch: pytest.MonkeyPatch) -> None:

@@ -284,6 +284,7 @@ class Rank:
             promise(not job.quiet() or not self._is_recoverable(), f"refused, yet recoverable: {answer.problem}")
         elif answer.snapshot is not None:
             truth.check_offer(job.shape.name, answer.snapshot)
+            truth.check_recoverable(job.shape.name, answer.snapshot)
         if not answer.problem and not job.ask_fresh:
             truth.chosen[job.shape.name, answer.attempt] = answer.snapshot
         if job.clear() and not answer.problem and not job.ask_fresh:

@@ -229,6 +229,19 @@ class Truth:
         """Nothing uncommitted is offered."""
         promise(self.is_committed((job, snapshot)), f"{snapshot} of {job} is offered and was never committed")
 
+    def check_recoverable(self, job: str, snapshot: SnapshotId) -> None:
+        """What is offered is held by enough nodes, those whose worker is away but whose memory is not included."""
+        key = (job, snapshot)
+        geometry = self.geometry(key)
+        lost = {
+            node
+            for node in range(len(self.machines))
+            if geometry.data_bytes(node) + geometry.parity_bytes(node) and key not in self._held.get(node, set())
+        }
+        for group in geometry.placement.groups:
+            gone = sorted(lost & set(group))
+            promise(len(gone) <= geometry.parity_count, f"{snapshot} of {job} is offered, and nodes {gone} lack it")
+
     def known_commits(self, job: str) -> dict[int, SnapshotId]:
         """What each live node knows to be committed."""
         found = {}

@@ -36,6 +36,7 @@ class Collector:
     peers: Peers
     facts: dict[str, dict[SnapshotId, set[int]]] = field(default_factory=dict)
     queries: list[Query] = field(default_factory=list)
+    answered: dict[tuple[str, int], tuple[int, int]] = field(default_factory=dict)  # (job, asker) -> its last question
 
     # --- commit ---
 
@@ -67,11 +68,18 @@ class Collector:
                 if snapshot > job.committed and snapshot.attempt >= job.attempt
             }
 
+    def forget(self, job: str) -> None:
+        """Nothing of this job matters any more."""
+        self.facts.pop(job, None)
+        self.answered = {key: value for key, value in self.answered.items() if key[0] != job}
+
     # --- restore ---
 
     def ask(self, job: str, request: int, asker: int) -> None:
         """Somebody wants to know what to restore: hear all live nodes, then decide."""
-        if any(q.job == job and q.asker == asker and q.request >= request for q in self.queries):
+        if self.answered.get((job, asker)) == (self.peers.incarnation_of(asker), request):
+            return  # heard twice: another answer would begin another attempt
+        if any(q.job == job and q.asker == asker and q.request == request for q in self.queries):
             return
         self.queries = [q for q in self.queries if (q.job, q.asker) != (job, asker)]  # it asks again
         if len(self.queries) >= limits.JOB_COUNT_MAX:

@@ -60,9 +60,9 @@ class Context:
             self.tell(node, message)
 
     def new_request(self) -> int:
-        """A number for the next question to another node."""
+        """A number for the next question to another node, unlike all that a predecessor of this worker used."""
         self.requests += 1
-        return self.requests
+        return (self.worker_session << 32) + self.requests
 
     @property
     def group(self) -> tuple[int, ...]:

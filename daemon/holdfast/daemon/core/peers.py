@@ -67,6 +67,10 @@ class Peers:
         """Whether a node was heard within the deadline. This node is alive to itself."""
         return node == self.ctx.node or self.table[node].heard_ns is not None
 
+    def incarnation_of(self, node: int) -> int:
+        """The incarnation under which a node was last heard."""
+        return self.ctx.incarnation if node == self.ctx.node else self.table[node].incarnation
+
     @property
     def settled(self) -> bool:
         """Whether silent nodes have had their time to speak since this worker started."""

@@ -100,7 +100,7 @@ class Registry:
             if slot.phase is not Phase.ABSENT:
                 self.arena.release(slot.memory(name))
                 self.ctx.emit(Free(slot.memory(name)))
-        self.collector.facts.pop(name, None)
+        self.collector.forget(name)
         self.ctx.log(f"job {name}: forgotten, its memory is free")
         return True
 
