@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 import msgspec
 import pytest
 from holdfast.daemon.core import actions, resume
-from holdfast.daemon.core.collector import Collector, Query
+from holdfast.daemon.core.collector import Collector
 from holdfast.daemon.core.job import Job
 from holdfast.daemon.core.ledger import LedgerRecord
 from holdfast.daemon.core.memory import Memory
@@ -107,19 +107,6 @@ def write_the_ledger_last(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Node, "_flush", late)
 
 
-def commit_while_it_is_decided(patch: pytest.MonkeyPatch) -> None:
-    """What a node reported may have changed when the decision arrives."""
-    ready = Collector.ready
-
-    def before(self: Collector, query: Query) -> bool:
-        peers = self.peers.table.values()
-        heard = all(peer.heartbeat_ns >= query.started_ns for peer in peers if self.peers.alive(peer.node))
-        return ready(self, query) or (self.peers.settled and heard)
-
-    patch.setattr(Collector, "ready", before)
-    patch.setattr(Registry, "pause_commits", lambda self, name: None)
-
-
 def trust_what_was_rebuilt(patch: pytest.MonkeyPatch) -> None:
     """Rebuilt chunks that fail their digest are kept."""
     rebuilt = Rebuild.rebuilt
@@ -165,3 +152,17 @@ def seal_without_one_role(patch: pytest.MonkeyPatch) -> None:
         seal(self, client, said)
 
     patch.setattr(Protect, "seal", early)
+
+
+# Each mutation with a run that catches it: profile and seed.
+CAUGHT_BY: tuple[tuple[Mutation, str, int], ...] = (
+    (commit_on_one_fact_less, "everything", 0),
+    (release_before_commit, "everything", 0),
+    (skip_the_digest_at_arrival, "everything", 4),
+    (take_work_for_another_snapshot, "restarts", 8),
+    (forget_a_stated_fact, "crashes", 4),
+    (write_the_ledger_last, "restarts", 13),
+    (trust_what_was_rebuilt, "losses", 4),
+    (deny_what_was_stated, "everything", 3),
+    (seal_without_one_role, "restarts", 1),
+)

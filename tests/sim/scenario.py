@@ -112,8 +112,8 @@ def _fault(cluster: Cluster, kinds: tuple[int, ...]) -> None:
         case 13:
             job.new_sizes = [draw.choice([1, size, size + 100, draw.randint(1, 1200)]) for size in job.sizes]
         case 14:
-            question = draw.choice([messages.AskRecover(), messages.AskStatus()])
-            cluster.command(node, question)
+            questions: list[messages.ClientMessage] = [messages.AskRecover(), messages.AskStatus()]
+            cluster.command(node, draw.choice(questions))
             if world.chance(0.3):
                 cluster.refuse_memory(node, draw.uniform(0.5, 3.0))
 

@@ -1,0 +1,38 @@
+"""Whole clusters under faults: the seeds that once failed or are cheap, and a few that nobody has tried."""
+
+import secrets
+
+import pytest
+from sim.mutations import CAUGHT_BY, Mutation
+from sim.scenario import PROFILES, ScenarioError, run
+
+# Seeds below 10 seconds of one core all together; every group size and parity is among them.
+SEEDS = (
+    *(("everything", seed) for seed in (2, 4, 7, 8, 13, 14, 15, 16, 19, 20, 22)),
+    *(("restarts", seed) for seed in (2, 4, 7, 8, 12, 13, 14, 15, 18, 20, 22)),
+    *(("losses", seed) for seed in (2, 4, 7, 8, 13, 14, 15)),
+    *(("crashes", seed) for seed in (2, 4, 7, 8, 13, 14, 15)),
+)
+
+
+@pytest.mark.parametrize(("profile", "seed"), SEEDS)
+def test_a_cluster_keeps_its_promises_under_faults_and_makes_progress_after_them(profile: str, seed: int) -> None:
+    outcome = run(seed, profile)
+    assert outcome.commits > 0
+    assert outcome.restores > 1
+
+
+def test_seeds_that_nobody_has_tried(request: pytest.FixtureRequest) -> None:
+    for _ in range(request.config.getoption("--sim-fresh")):
+        run(secrets.randbelow(1 << 32), secrets.choice(sorted(PROFILES)))
+
+
+def test_the_same_seed_plays_the_same_run() -> None:
+    assert run(2, "everything") == run(2, "everything")
+
+
+@pytest.mark.parametrize(("mutation", "profile", "seed"), CAUGHT_BY, ids=lambda value: getattr(value, "__name__", None))
+def test_a_broken_rule_is_caught(mutation: Mutation, profile: str, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    mutation(monkeypatch)
+    with pytest.raises(ScenarioError, match="broken promise"):
+        run(seed, profile)
