@@ -8,6 +8,7 @@ import msgspec
 import pytest
 from holdfast.protocol import frames, limits, messages
 from holdfast.protocol.ids import SnapshotId
+from holdfast.protocol.layout import Layout
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -121,7 +122,7 @@ def _least(kind: type[msgspec.Struct]) -> Any:
     known: dict[str, Any] = {
         "job": "a",
         "snapshot": SnapshotId(1, 1),
-        "layout": messages.Layout((), 0, 1),
+        "layout": Layout((), 0, 1),
         "node": None,
         "reason": "",
     }

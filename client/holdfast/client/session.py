@@ -76,16 +76,21 @@ class Session:
         self.progress = message
         if message.given_up is not None:
             self.refused[message.given_up] = message.reason
-        done = max((s for s in (message.committed, message.given_up) if s is not None), default=None)
-        if done is not None:
-            self.granted = {snapshot: granted for snapshot, granted in self.granted.items() if snapshot > done}
-            self.refused = {snapshot: text for snapshot, text in self.refused.items() if snapshot >= done}
+            self.granted.pop(message.given_up, None)
+        # A grant ends with its own snapshot, not with a newer one that another rank has skipped already.
+        if message.committed is not None:
+            self.granted = {snapshot: grant for snapshot, grant in self.granted.items() if snapshot > message.committed}
+        self._forget_old_refusals()
 
     def _denied(self, message: messages.Denied) -> None:
         if message.snapshot is not None:
             self.refused[message.snapshot] = message.text
+            self._forget_old_refusals()
         else:
             self.denied[message.request] = message
+
+    def _forget_old_refusals(self) -> None:
+        self.refused = dict(sorted(self.refused.items())[-limits.GIVEN_UP_KEPT :])
 
     def ask(self, request: str) -> None:
         """Forget an earlier answer to a request that is about to be made (again)."""
