@@ -19,9 +19,16 @@ from holdfast.cli.main import main
     ],
 )
 def test_each_verdict_has_its_code(verdict: str, code: int, state: str) -> None:
-    found, fields = judge({"verdict": verdict, "reason": "n1\n lost", "more_losses": 1})
+    found, fields = judge({"verdict": verdict, "reason": "n1\n lost", "more_losses": 1, "complete": True})
     assert (found, fields["state"]) == (code, state)
     assert fields["text"] == f"{verdict} 1 more node can be lost in every group n1 lost"
+
+
+def test_a_view_of_some_nodes_only_is_unknown() -> None:
+    code, fields = judge(
+        {"verdict": "UNPROTECTED", "reason": "n1 (not heard yet)", "more_losses": 0, "complete": False}
+    )
+    assert (code, fields["state"]) == (3, "UNKNOWN")
 
 
 def test_no_daemon_is_unknown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,11 +9,20 @@ from holdfast.protocol.exit_codes import ExitCode, OperatorError
 
 
 def status(lost_bytes: int, *, rebuilt_bytes: int = 0, rebuild: str = "", verdict: str = "DEGRADED") -> dict[str, Any]:
-    held = {"lost_bytes": lost_bytes, "rebuilt_bytes": rebuilt_bytes, "rebuild": rebuild}
+    held = {
+        "committed_step": 5,
+        "whole": not lost_bytes,
+        "lost_bytes": lost_bytes,
+        "rebuilt_bytes": rebuilt_bytes,
+        "rebuild": rebuild,
+    }
+    whole = {"committed_step": 5, "whole": True, "lost_bytes": 0, "rebuilt_bytes": 0, "rebuild": ""}
     return {
+        "complete": True,
+        "unheard": [],
         "jobs": [{"name": "gpt", "verdict": verdict, "committed_step": 5, "reason": "n1, n2 lost"}],
         "nodes": [
-            {"name": "n0", "state": "up", "jobs": {"gpt": {"lost_bytes": 0, "rebuilt_bytes": 0, "rebuild": ""}}},
+            {"name": "n0", "state": "up", "jobs": {"gpt": whole}},
             {"name": "n1", "state": "up", "jobs": {"gpt": held}},
         ],
     }
@@ -54,10 +63,26 @@ def test_watching_ends_when_nothing_is_lost() -> None:
     assert script.asked == 1, "a wish that may have been lost is said again, a running rebuild is left alone"
 
 
-def test_a_failed_rebuild_is_not_recoverable() -> None:
+def test_a_replacement_that_does_not_know_the_layout_yet_counts_as_lost() -> None:
+    fresh = status(0)
+    fresh["nodes"][1]["jobs"]["gpt"]["whole"] = False
+    assert set(recover.losses(fresh)) == {"n1"}
+
+
+def test_watching_does_not_end_before_every_node_was_heard() -> None:
+    unheard = status(0) | {"complete": False, "unheard": ["n0"]}
+    looks: list[int] = []
+    recover.watch(cast("Daemon", Script(unheard, unheard, status(0))), {"n1"}, lambda lost: looks.append(len(lost)))
+    assert looks == [0, 0, 0]
+
+
+@pytest.mark.parametrize(("verdict", "asked"), [("LOST", 0), ("DEGRADED", recover.FAILURES_MAX)])
+def test_a_failed_rebuild_is_tried_again_while_enough_is_left(verdict: str, asked: int) -> None:
+    script = Script(status(10, rebuild="failed", verdict=verdict))
     with pytest.raises(OperatorError, match="rebuild of n1 failed") as error:
-        recover.watch(cast("Daemon", Script(status(10, rebuild="failed"))), {"n1"}, lambda _: None)
+        recover.watch(cast("Daemon", script), {"n1"}, lambda _: None)
     assert error.value.exit_code is ExitCode.NOT_RECOVERABLE
+    assert script.asked == asked
 
 
 def test_no_progress_is_said() -> None:

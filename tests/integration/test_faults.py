@@ -222,6 +222,20 @@ def test_a_keeper_killed_and_then_its_worker(make_cluster: MakeCluster) -> None:
     again.snapshotter.close()
 
 
+def test_a_worker_stopped_on_purpose_ends_a_keeper_that_it_had_brought_back(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster(nodes=1, parity=0)
+    cluster.start()
+    keeper, worker = cluster.keeper(0), cluster.worker(0)
+    os.kill(keeper, signal.SIGKILL)
+    until(lambda: not alive(keeper), "the keeper is dead")
+    cluster.keepers[0].wait(DEADLINE_S)
+    cluster.wait_log(0, "a new one holds")
+    keeper = cluster.keeper(0)
+    os.kill(worker, signal.SIGTERM)
+    until(lambda: not alive(keeper), "the keeper ends with its worker")
+    assert not cluster.processes(0)
+
+
 def test_sigterm_ends_a_node_and_leaves_nothing(make_cluster: MakeCluster) -> None:
     cluster = make_cluster(nodes=1, parity=0)
     cluster.start()

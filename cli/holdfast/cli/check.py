@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     """Ask and judge."""
     try:
         with Daemon(args.socket or default_socket()) as daemon:
-            code, fields = judge(daemon.status())
+            code, fields = judge(daemon.complete_status())
     except OperatorError as error:
         code, fields = UNKNOWN[0], {"state": UNKNOWN[1], "text": str(error)}
     if args.json:
@@ -42,6 +42,6 @@ def run(args: argparse.Namespace) -> int:
 
 def judge(status: dict[str, Any]) -> tuple[int, dict[str, Any]]:
     """The exit code for a status, and what to say."""
-    code, state = CODES.get(status["verdict"], UNKNOWN)
+    code, state = CODES.get(status["verdict"], UNKNOWN) if status["complete"] else UNKNOWN
     text = " ".join(headline(status).split())
     return code, {"state": state, "text": text, "verdict": status["verdict"], "more_losses": status["more_losses"]}

@@ -11,6 +11,8 @@ from holdfast.protocol import frames, limits, messages
 from holdfast.protocol.exit_codes import ExitCode, OperatorError
 
 ANSWER_S = 5.0  # a daemon answers within milliseconds, the collector within a heartbeat; longer means that it hangs
+HEARD_S = 2 * limits.JOIN_S  # by then a fresh collector has heard every node that lives
+LOOK_S = 0.2  # between two looks at the status
 
 T = TypeVar("T", messages.StatusAnswer, messages.RecoverAnswer, messages.ForgetAnswer)
 
@@ -80,6 +82,13 @@ class Daemon:
     def status(self) -> dict[str, Any]:
         """The cluster's status, schema "holdfast.status/1"."""
         return self._ask(messages.AskStatus(), messages.StatusAnswer).status
+
+    def complete_status(self) -> dict[str, Any]:
+        """The status as soon as every node was heard; after HEARD_S as it is then, its `complete` still false."""
+        deadline_s = time.monotonic() + HEARD_S
+        while not (status := self.status())["complete"] and time.monotonic() < deadline_s:
+            time.sleep(LOOK_S)
+        return status
 
     def recover(self, node: str | None = None) -> messages.RecoverAnswer:
         """Start the rebuild of one node, or of all that lost something."""

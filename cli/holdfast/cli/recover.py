@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from holdfast.cli.arguments import Subparsers, add_json_flag
-from holdfast.cli.link import Daemon, default_socket
+from holdfast.cli.link import LOOK_S, Daemon, default_socket
 from holdfast.cli.output import emit, emit_json
 from holdfast.cli.status import mib
 from holdfast.protocol.exit_codes import ExitCode, OperatorError
 
-LOOK_S = 0.2  # between two looks at the progress
 ASK_AGAIN_S = 2.0  # a wish to rebuild may be lost on its way; asking twice does no harm
+FAILURES_MAX = 3  # rebuilds that fail although enough is left; then the log of that node knows more
 STALLED_S = 60.0  # without progress for so long, the command gives up watching
 
 Watcher = Callable[[dict[str, dict[str, Any]]], None]
@@ -37,7 +37,13 @@ def add_parser(subparsers: Subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     """Start the rebuild, watch it to its end."""
     with Daemon(args.socket or default_socket()) as daemon:
-        before = daemon.status()
+        before = daemon.complete_status()
+        if not before["complete"]:
+            raise OperatorError(
+                ExitCode.UNREACHABLE,
+                f"{', '.join(before['unheard'])} have not said what they hold, so the loss is not known; ask the "
+                f"daemon of {before['collector']}, or look at 'holdfast status'",
+            )
         if problem := _unrecoverable(before):
             raise OperatorError(ExitCode.NOT_RECOVERABLE, problem)
         lost = losses(before)
@@ -62,7 +68,7 @@ def losses(status: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """What each live node lost: node -> lost_bytes, rebuilt_bytes, rebuild (the worst state of its jobs)."""
     found: dict[str, dict[str, Any]] = {}
     for node in status["nodes"]:
-        held = [entry for entry in node["jobs"].values() if entry["lost_bytes"]]
+        held = [e for e in node["jobs"].values() if e["committed_step"] is not None and not e["whole"]]
         if held and node["state"] == "up":
             states = [entry["rebuild"] for entry in held]
             found[node["name"]] = {
@@ -80,22 +86,24 @@ def watch(daemon: Daemon, names: set[str], report: Watcher) -> None:
         OperatorError: one failed (not recoverable), or nothing moves any more.
     """
     last, moved_s = -1, time.monotonic()
-    asked_s = time.monotonic()
+    asked_s, failures_left = time.monotonic(), FAILURES_MAX
     while True:
         status = daemon.status()
         lost = {name: entry for name, entry in losses(status).items() if name in names}
         report(lost)
-        if not lost:
+        if not lost and status["complete"]:
             return
         failed = [name for name, entry in lost.items() if entry["rebuild"] == "failed"]
-        if failed:
+        problem = _unrecoverable(status) if status["complete"] else ""
+        if failed and (problem or not failures_left):
             raise OperatorError(
                 ExitCode.NOT_RECOVERABLE,
-                f"the rebuild of {', '.join(failed)} failed: {_unrecoverable(status) or 'see the log of that node'}",
+                f"the rebuild of {', '.join(failed)} failed: {problem or 'see the log of that node'}",
             )
         if time.monotonic() - asked_s > ASK_AGAIN_S and any(entry["rebuild"] != "running" for entry in lost.values()):
             daemon.recover()
             asked_s = time.monotonic()
+            failures_left -= bool(failed)  # a survivor that was away for a moment may be back
         done = sum(entry["rebuilt_bytes"] for entry in lost.values()) - sum(e["lost_bytes"] for e in lost.values())
         if done != last:
             last, moved_s = done, time.monotonic()
@@ -146,7 +154,7 @@ def _progress_line(lost: dict[str, dict[str, Any]]) -> None:
             sys.stderr.write(json.dumps({"event": "rebuild", "node": name, **entry}) + "\n")
         return
     parts = [
-        f"{name} {e['rebuilt_bytes'] / e['lost_bytes']:.0%} of {mib(e['lost_bytes'])}"
+        f"{name} {e['rebuilt_bytes'] / max(e['lost_bytes'], 1):.0%} of {mib(e['lost_bytes'])}"
         for name, e in sorted(lost.items())
     ]
     sys.stderr.write("\r\x1b[K" + ("rebuilding " + ", ".join(parts) if parts else ""))

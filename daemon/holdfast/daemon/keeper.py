@@ -3,9 +3,9 @@
 Covers starting the worker, restarting it when it dies, and keeping the memory descriptors that it hands over. Knows
 nothing of what is in the memory. Standard library only, no threads, no network: there is little here that could fail.
 
-The worker speaks over a SOCK_SEQPACKET pair: ``hold NAME`` with one descriptor, ``drop NAME``. A new worker is first
-told all that is held (``have NAME`` with its descriptor), then ``start``. A worker whose keeper was killed starts a
-new one with ``--adopt PID --channel FD`` and hands everything over.
+The worker speaks over a SOCK_SEQPACKET pair: ``hold NAME`` with one descriptor, ``drop NAME``, and ``ended CODE`` when
+it stops on purpose. A new worker is first told all that is held (``have NAME`` with its descriptor), then ``start``. A
+worker whose keeper was killed starts a new one with ``--adopt PID --channel FD`` and hands everything over.
 """
 
 import argparse
@@ -41,6 +41,7 @@ class Keeper:
         self.held: dict[str, int] = {}
         self.worker_pid = 0
         self.stopping = False
+        self.ended: int | None = None  # the exit code that the worker announced: of an adopted one there is no other
 
     def on_signal(self, number: int, _frame: object) -> None:
         """Pass a stop on to the worker; its exit ends the keeper too."""
@@ -53,6 +54,7 @@ class Keeper:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         command = [sys.executable, "-m", "holdfast.daemon.shell.worker", *self.worker_arguments]
         # The worker is watched by a pidfd, which works for an adopted one as well, so no Popen object is kept.
+        self.ended = None
         self.worker_pid = subprocess.Popen(
             [*command, "--keeper-fd", str(theirs.fileno())], pass_fds=[theirs.fileno()]
         ).pid
@@ -66,7 +68,7 @@ class Keeper:
         return ours, os.pidfd_open(self.worker_pid)
 
     def watch(self, channel: socket.socket, pidfd: int) -> int | None:
-        """Serve one worker until it ends. Returns its exit code, None if it is not our child or died by a signal."""
+        """Serve one worker until it ends. Returns its exit code, None if it died without one."""
         poller = select.poll()
         poller.register(channel, select.POLLIN)
         poller.register(pidfd, select.POLLIN)
@@ -88,7 +90,7 @@ class Keeper:
         try:
             _, status = os.waitpid(self.worker_pid, 0)
         except ChildProcessError:
-            return None
+            return self.ended
         code = os.waitstatus_to_exitcode(status)
         return code if code >= 0 else None
 
@@ -108,6 +110,8 @@ class Keeper:
                 os.close(previous)
         elif verb == "drop" and name in self.held:
             os.close(self.held.pop(name))
+        elif verb == "ended" and name.isdecimal():
+            self.ended = int(name)
         else:
             for descriptor in descriptors:
                 os.close(descriptor)

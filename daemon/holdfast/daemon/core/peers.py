@@ -57,10 +57,9 @@ class Peers:
     def _dial_candidates(self) -> None:
         # Dial 0, 1, 2, ... up to the first that is alive or might still answer: a node talks to its group and its
         # collector only.
-        joining = self.ctx.now_ns < self.started_ns + int(limits.JOIN_S * 1e9)
         for node in range(self.ctx.node):
             self._dial(node)
-            if joining or self.alive(node):
+            if not self._joined or self.alive(node):
                 return
 
     def alive(self, node: int) -> bool:
@@ -73,10 +72,24 @@ class Peers:
 
     @property
     def settled(self) -> bool:
-        """Whether silent nodes have had their time to speak since this worker started."""
-        return self.ctx.now_ns >= self.started_ns + int(limits.JOIN_S * 1e9) or all(
-            self.alive(node) for node in self.table
-        )
+        """Whether every node has said what it holds, or has had its time to since this worker started."""
+        return self._joined or all(peer.heard_ns and peer.heartbeat for peer in self.table.values())
+
+    @property
+    def _joined(self) -> bool:
+        return self.ctx.now_ns >= self.started_ns + int(limits.JOIN_S * 1e9)
+
+    def unheard(self) -> set[int]:
+        """Nodes of which nothing can be said: they have not told yet what they hold, or tell it to others only.
+
+        A node that went down is known to be down. One that never spoke is, once its time is over, if it talks to this
+        node at all: everybody does so with the collector.
+        """
+        expected: set[int] = set()
+        if self._joined:
+            expected = set(self.table) if self.collector == self.ctx.node else set(self.ctx.group)
+        silent = {node for node, peer in self.table.items() if peer.heartbeat is None and not peer.refused}
+        return silent - self.ctx.down - expected
 
     @property
     def collector(self) -> int:

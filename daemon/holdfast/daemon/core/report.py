@@ -64,6 +64,7 @@ def status(ctx: Context, peers: Peers, own: Heartbeat, jobs: dict[str, Job]) -> 
     job_rows = [_job_row(ctx, peers, own, jobs.get(name), name) for name in names]
     node_rows = [_node_row(ctx, peers, own, node) for node in range(len(ctx.config.nodes))]
     verdict, reason, more_losses = _verdict(ctx, job_rows, node_rows)
+    unheard = peers.unheard()
     return {
         "schema": "holdfast.status/1",
         "cluster": ctx.config.cluster_name,
@@ -72,6 +73,8 @@ def status(ctx: Context, peers: Peers, own: Heartbeat, jobs: dict[str, Job]) -> 
         "groups": [[ctx.name_of(node) for node in group] for group in ctx.placement.groups],
         "seen_by": ctx.name_of(ctx.node),
         "collector": ctx.name_of(peers.collector),
+        "complete": not unheard,  # false: what is said of the nodes named as unheard may be better than it looks
+        "unheard": [ctx.name_of(other) for other in sorted(unheard)],
         "verdict": verdict,
         "reason": reason,
         "more_losses": more_losses,
@@ -105,8 +108,7 @@ def _node_row(ctx: Context, peers: Peers, own: Heartbeat, node: int) -> dict[str
     else:
         peer = peers.table[node]
         beat = peer.heartbeat if peers.alive(node) else None
-        state = "up" if peers.alive(node) else ("refused" if peer.refused else "down")
-        reason = peer.refused or ("" if state == "up" else "nothing heard from it")
+        state, reason = _peer_state(peers, node)
         row |= {
             "state": state,
             "reason": reason,
@@ -120,7 +122,8 @@ def _node_row(ctx: Context, peers: Peers, own: Heartbeat, node: int) -> dict[str
         report.job: {
             "committed_step": report.committed.step if report.committed else None,
             "staged_step": report.staged.step if report.staged else None,
-            "whole": report.committed is not None and report.lost_bytes == 0,
+            # Without its layout a node that was replaced doesn't know yet what it should hold.
+            "whole": report.committed_layout_id is not None and report.lost_bytes == 0,
             "lost_bytes": report.lost_bytes,
             "rebuilt_bytes": report.rebuilt_bytes,
             "rebuild": report.rebuild_state,
@@ -130,6 +133,17 @@ def _node_row(ctx: Context, peers: Peers, own: Heartbeat, node: int) -> dict[str
         for report in (beat.jobs if beat else ())
     }
     return row
+
+
+def _peer_state(peers: Peers, node: int) -> tuple[str, str]:
+    peer = peers.table[node]
+    if peers.alive(node):
+        return "up", peer.refused
+    if peer.refused:
+        return "refused", peer.refused
+    if node in peers.unheard():
+        return "unheard", "not heard yet"
+    return "down", "nothing heard from it"
 
 
 def _job_row(ctx: Context, peers: Peers, own: Heartbeat, job: Job | None, name: str) -> dict[str, Any]:
@@ -162,12 +176,18 @@ def _job_row(ctx: Context, peers: Peers, own: Heartbeat, job: Job | None, name: 
         return row
     assert layout_id is not None
     geometry = job.geometry(layout_id)
-    lost = lost_by_group(committed, geometry, reports)
-    worst = max((len(nodes) for nodes in lost.values()), default=0)
-    row["lost_nodes"] = [ctx.name_of(node) for nodes in lost.values() for node in nodes]
+    missing = lost_by_group(committed, geometry, reports).values()
+    unheard = peers.unheard()
+    lost = [node for nodes in missing for node in nodes if node not in unheard]
+    worst_known = max((len(set(nodes) - unheard) for nodes in missing), default=0)
+    worst = max((len(nodes) for nodes in missing), default=0)
+    if worst_known <= geometry.parity_count:
+        worst = min(worst, geometry.parity_count)  # who was not heard yet is not lost: fear it, but don't say it
+    row["lost_nodes"] = [ctx.name_of(node) for node in lost]
     row["snapshot_bytes"] = sum(place.shard_bytes for place in geometry.layout.shards)
     row["more_losses"] = max(geometry.parity_count - worst, 0)
-    row["verdict"], row["reason"] = _job_verdict(geometry.parity_count, worst, row["lost_nodes"])
+    names = [ctx.name_of(node) + (" (not heard yet)" if node in unheard else "") for n in missing for node in n]
+    row["verdict"], row["reason"] = _job_verdict(geometry.parity_count, worst, names)
     return row
 
 

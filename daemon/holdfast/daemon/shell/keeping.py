@@ -91,6 +91,11 @@ class KeeperLink:
                 os.close(descriptor)
                 self._say(f"drop {name}", [])
 
+    def say_ended(self, exit_code: int) -> None:
+        """Tell the keeper that this worker stops on purpose: one that it adopted leaves it no exit code."""
+        with self._lock:
+            self._say(f"ended {exit_code}", [])
+
     def _say(self, text: str, descriptors: list[int]) -> None:
         if self._channel is None:
             return

@@ -337,6 +337,7 @@ def _start(arguments: argparse.Namespace) -> int:
         signal.signal(number, worker.stop)
     try:
         worker.run()
+        worker.link.say_ended(ExitCode.DONE)
     finally:
         worker.close()
     return ExitCode.DONE
