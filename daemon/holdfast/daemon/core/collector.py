@@ -125,8 +125,8 @@ class Collector:
         for node, report in reports.items():
             if report.committed != snapshot or report.committed_layout_id is None:
                 continue
-            if report.committed_layout_id in job.layouts:
-                return job.layouts[report.committed_layout_id]
+            if (layout := job.layouts.get(report.committed_layout_id)) is not None:
+                return layout
             self.ctx.tell(node, messages.WantLayout(job.name, report.committed_layout_id))
         return None
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from holdfast.daemon.core.actions import Allocate, DropFrames, Free, GiveMemory, StoreDigests
 from holdfast.daemon.core.arena import Arena
 from holdfast.daemon.core.context import Context
+from holdfast.daemon.core.layouts import Layouts
 from holdfast.daemon.core.memory import Memory
 from holdfast.daemon.core.plans import refusal
 from holdfast.daemon.core.slot import COMPLETE, IN_FLIGHT, Phase, Slot
@@ -28,7 +29,7 @@ class Job:
     name: str
     slots: list[Slot]
     attempt: int = 0
-    layouts: dict[int, Layout] = field(default_factory=dict)
+    layouts: Layouts = field(init=False)
     current: int | None = None  # layout_id of the newest plan
     planned: bool = False  # a plan of this attempt is known
     committed: SnapshotId | None = None
@@ -48,48 +49,36 @@ class Job:
     touched_ns: int = 0
     protect_s: float = 0.0
     digest_failures: int = 0
-    _geometries: dict[int, Geometry] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.layouts = Layouts(self.ctx)
 
     # --- layouts ---
 
     def geometry(self, layout_id: int) -> Geometry:
         """Sizes and stripes of a known layout."""
-        if layout_id not in self._geometries:
-            self._geometries[layout_id] = Geometry(
-                layout=self.layouts[layout_id],
-                placement=self.ctx.placement,
-                parity_count=self.ctx.config.parity,
-                chunk_bytes=self.ctx.config.chunk_bytes,
-            )
-        return self._geometries[layout_id]
+        return self.layouts.geometry(layout_id)
 
     @property
     def layout(self) -> Layout | None:
         """The newest plan's layout."""
-        return None if self.current is None else self.layouts[self.current]
+        return self.layouts.get(self.current)
 
     def learn_layout(self, layout: Layout) -> int:
-        """Remember a layout; those neither current nor held are forgotten beyond LAYOUTS_KEPT."""
-        self.layouts.setdefault(layout.layout_id, layout)
-        needed = {self.current, self.committed_layout_id, layout.layout_id}
-        needed |= {slot.geometry.layout.layout_id for slot in self.slots if slot.geometry is not None}
-        for layout_id in [known for known in self.layouts if known not in needed]:
-            if len(self.layouts) > limits.LAYOUTS_KEPT:
-                del self.layouts[layout_id]
-                self._geometries.pop(layout_id, None)
-        return layout.layout_id
+        """Remember a layout; those neither current nor held may be forgotten. Returns its id."""
+        held = {slot.layout_id for slot in self.slots}
+        return self.layouts.learn(layout, needed={self.current, self.committed_layout_id, *held})
 
     def adopt_plan(self, attempt: int, layout: Layout) -> bool:
         """Take a plan if it is newer than the one known. Returns whether it was."""
         known = self.layout
         if attempt != self.attempt or (known and known.version >= layout.version and self.planned):
             return False  # a later attempt begins with what was decided to be restored, never with a plan alone
-        self.layouts[layout.layout_id] = layout  # the newest cadence and version win over an equal layout of before
-        self._geometries.pop(layout.layout_id, None)
+        self.layouts.renew(layout)
         self.current = self.learn_layout(layout)
         self.planned = True
         for slot in self.slots:
-            if slot.phase in IN_FLIGHT and slot.geometry and slot.geometry.layout.layout_id != self.current:
+            if slot.phase in IN_FLIGHT and slot.layout_id != self.current:
                 self.give_up(slot, "the job's layout changed")
         self.ensure_memory()
         return True
@@ -127,8 +116,8 @@ class Job:
             return
         self.committed = snapshot
         held = self.slot_of(snapshot) if snapshot else None
-        if held is not None and held.geometry is not None:
-            self.committed_layout_id = held.geometry.layout.layout_id
+        if held is not None and held.layout_id is not None:
+            self.committed_layout_id = held.layout_id
         elif snapshot is not None and snapshot.attempt == self.attempt:
             self.committed_layout_id = self.current
         elif snapshot is None:
@@ -144,7 +133,7 @@ class Job:
         for slot in self.slots:
             if slot.phase not in {Phase.ABSENT, Phase.EMPTY} or slot.reserved:
                 continue
-            if slot.geometry and slot.phase is Phase.EMPTY and slot.geometry.layout.layout_id == self.current:
+            if slot.phase is Phase.EMPTY and slot.layout_id == self.current:
                 slot.geometry = geometry
                 continue
             if refusal := self.allocate(slot, geometry):
@@ -385,18 +374,8 @@ class Job:
         # into memory that it mapped; its slot must not be given to a new snapshot under its hands.
         if set(local) - set(self.roles) or any(attempt < self.attempt for attempt in self.writers.values()):
             return None
-        slot = next(
-            (
-                s
-                for s in self.slots
-                if s.phase is Phase.EMPTY
-                and not s.writing
-                and not s.reserved
-                and s.geometry
-                and s.geometry.layout.layout_id == self.current
-            ),
-            None,
-        )
+        empty = [slot for slot in self.slots if slot.phase is Phase.EMPTY and slot.layout_id == self.current]
+        slot = next((slot for slot in empty if not slot.writing and not slot.reserved), None)
         if slot is None:
             return None
         slot.claim(Phase.STAGING, snapshot)
@@ -502,7 +481,7 @@ class Job:
     @property
     def lost_bytes(self) -> int:
         """Bytes of the committed snapshot that this node should hold and does not."""
-        if self.committed is None or self.committed_layout_id not in self.layouts:
+        if self.committed is None or self.committed_layout_id is None or not self.layouts.get(self.committed_layout_id):
             return 0
         slot = self.slot_of(self.committed)
         if slot is not None and slot.phase in COMPLETE:

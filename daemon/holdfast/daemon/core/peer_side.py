@@ -189,7 +189,7 @@ class PeerSide:
         if heard.layout_id is not None and heard.layout_version > version:
             self.ctx.tell(node, messages.WantLayout(job.name, heard.layout_id))
         if heard.committed == job.committed and heard.committed_layout_id is not None:
-            if heard.committed_layout_id in job.layouts:
+            if heard.committed_layout_id in job.layouts.known:
                 job.committed_layout_id = job.committed_layout_id or heard.committed_layout_id
             else:
                 self.ctx.tell(node, messages.WantLayout(job.name, heard.committed_layout_id))

@@ -170,7 +170,7 @@ def _job_row(ctx: Context, peers: Peers, own: Heartbeat, job: Job | None, name: 
         "reason": "nothing is committed yet",
     }
     layout_id = job.committed_layout_id if job is not None and job.committed == committed else None
-    if committed is None or job is None or layout_id not in job.layouts:
+    if committed is None or job is None or layout_id not in job.layouts.known:
         if committed is not None:
             row["reason"] = "this node does not know the snapshot's layout yet"
         return row

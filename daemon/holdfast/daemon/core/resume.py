@@ -36,7 +36,7 @@ def resume(registry: Registry, held: LedgerRecord, digests: Mapping[Memory, list
         assert parts is not None
         job = parts.job
         job.attempt, job.closed = job_record.attempt, job_record.closed
-        job.layouts = {layout.layout_id: layout for layout in job_record.layouts}
+        job.layouts.known = {layout.layout_id: layout for layout in job_record.layouts}
         job.current, job.planned = (
             job_record.current_layout_id,
             job_record.current_layout_id is not None,
@@ -83,7 +83,7 @@ def _job_record(job: Job) -> JobRecord:
         name=job.name,
         attempt=job.attempt,
         current_layout_id=job.current if job.planned else None,
-        layouts=tuple(job.layouts.values()),
+        layouts=tuple(job.layouts.known.values()),
         committed=job.committed,
         committed_layout_id=job.committed_layout_id,
         given_up=tuple(job.given_up),
@@ -92,7 +92,7 @@ def _job_record(job: Job) -> JobRecord:
                 generation=slot.generation,
                 phase=slot.phase.value,
                 snapshot=slot.snapshot,
-                layout_id=slot.geometry.layout.layout_id if slot.geometry is not None else None,
+                layout_id=slot.layout_id,
             )
             for slot in job.slots
         ),

@@ -43,7 +43,7 @@ class Shards:
             text = f"{request.snapshot} is not what attempt {job.attempt} restores here ({job.committed})"
             self._deny(client, text, code=ExitCode.NOT_RECOVERABLE)
             return
-        layout = None if job.committed_layout_id is None else job.layouts.get(job.committed_layout_id)
+        layout = job.layouts.get(job.committed_layout_id)
         if layout is None:
             self._deny(
                 client,

@@ -79,6 +79,11 @@ class Slot:
         return sizes_of(self.geometry, self.node)
 
     @property
+    def layout_id(self) -> int | None:
+        """The layout for which its memory is sized; None without memory."""
+        return None if self.geometry is None else self.geometry.layout.layout_id
+
+    @property
     def roles(self) -> tuple[int, ...]:
         """The roles whose shards make up this node's image here; asking an ABSENT slot is an error."""
         assert self.geometry is not None

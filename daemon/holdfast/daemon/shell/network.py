@@ -31,6 +31,9 @@ from holdfast.protocol.config import ClusterConfig, config_digest
 from holdfast.protocol.exit_codes import ExitCode, OperatorError
 from zmq.utils.monitor import recv_monitor_message
 
+Context = zmq.Context[zmq.Socket[bytes]]
+Poller = zmq.Poller
+READABLE = zmq.POLLIN
 log = logging.getLogger(__name__)
 
 _ZAP_DOMAIN = b"holdfast"
@@ -114,7 +117,7 @@ class ControlPlane:
         config: ClusterConfig,
         node: int,
         keys: Keys | None,
-        context: zmq.Context[zmq.Socket[bytes]],
+        context: Context,
     ) -> None:
         self._config, self._node, self._keys, self._context = config, node, keys, context
         self._digest = config_digest(config)
@@ -363,7 +366,7 @@ class BulkPlane:
         self,
         config: ClusterConfig,
         node: int,
-        context: zmq.Context[zmq.Socket[bytes]],
+        context: Context,
         report: Callable[[events.Event], None],
     ) -> None:
         self._config, self._context, self._report = config, context, report

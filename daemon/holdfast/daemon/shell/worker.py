@@ -16,7 +16,6 @@ from pathlib import Path
 from types import FrameType
 
 import msgspec
-import zmq
 from holdfast.coding import CodeParams, select_engine
 from holdfast.coding.errors import CodingError
 from holdfast.daemon.core import actions, events
@@ -24,12 +23,13 @@ from holdfast.daemon.core.context import Context
 from holdfast.daemon.core.ledger import LedgerRecord, decode_ledger, encode_ledger
 from holdfast.daemon.core.memory import Memory, sizes_of
 from holdfast.daemon.core.node import Node
+from holdfast.daemon.shell import network
 from holdfast.daemon.shell.arena import ArenaMemory
 from holdfast.daemon.shell.coder import Coder
 from holdfast.daemon.shell.door import Door
 from holdfast.daemon.shell.keeping import KeeperLink, LedgerMemory
 from holdfast.daemon.shell.machine import MachineMemory
-from holdfast.daemon.shell.network import BulkPlane, ControlPlane, Keys, Outgoing, load_keys
+from holdfast.daemon.shell.network import READABLE, BulkPlane, ControlPlane, Keys, Outgoing, Poller, load_keys
 from holdfast.daemon.shell.pages import Pages, StatusRequests
 from holdfast.protocol import limits, messages
 from holdfast.protocol.config import ClusterConfig, config_digest, parse_config
@@ -77,7 +77,7 @@ class Worker:
         self.stopping = False
         self.inbox = Inbox()
         self.machine = MachineMemory()
-        self.zmq_context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
+        self.zmq_context = network.Context(io_threads=1)
         self.control = ControlPlane(config, node, keys, self.zmq_context)
         self.bulk = BulkPlane(config, node, self.zmq_context, self.inbox.put)
         self.arena = ArenaMemory(link)
@@ -116,7 +116,7 @@ class Worker:
         if config.http_address is not None:
             host, port = split_address(config.http_address)
             self.pages = Pages(host, port, self.status_requests)
-        self.poller = zmq.Poller()
+        self.poller = Poller()
         self.welcome = messages.Welcome(
             protocol=limits.PROTOCOL_VERSION,
             cluster=config.cluster_name,
@@ -182,7 +182,7 @@ class Worker:
         self.bulk.start()
         for descriptor in (self.door.fileno(), self.inbox.wake, self.link.fileno()):
             if descriptor >= 0:
-                self.poller.register(descriptor, zmq.POLLIN)
+                self.poller.register(descriptor, READABLE)
         self._perform(self.node.start())
         log.info("node %s ready on %s, control %s, bulk port %d, engine %s, incarnation %d",
                  self.config.nodes[self.node_index].name, self.door.path, self.config.nodes[self.node_index].address,
@@ -212,14 +212,14 @@ class Worker:
         if self.link.fileno() in ready:
             self.poller.unregister(self.link.fileno())
             self.link.revive()
-            self.poller.register(self.link.fileno(), zmq.POLLIN)
+            self.poller.register(self.link.fileno(), READABLE)
 
     def _welcome_clients(self) -> None:
         for _ in range(limits.CLIENT_COUNT_MAX):
             arrived = self.door.accept(self.welcome)
             if arrived is None:
                 return
-            self.poller.register(arrived.connection.fileno(), zmq.POLLIN)
+            self.poller.register(arrived.connection.fileno(), READABLE)
             self._handle(events.ClientArrived(arrived.number, arrived.pid))
 
     def _end_client(self, client: int) -> None:
