@@ -1,6 +1,6 @@
 """How fast parity is made and lost chunks come back, beside what this machine's memory can do.
 
-    python bench/encode.py [--codes 4+1,4+2,...] [--shard-mib 64] [--rounds 9] [--levels]
+    python bench/encode.py [--codes 4+1,4+2,...] [--shard-mib 64] [--rounds 9] [--threads 1,2] [--pages huge] [--levels]
 
 The first line describes the machine, each further line is a JSON object (schema
 ``holdfast.bench.encode/1``). All candidates of a code take turns within each round, together with
@@ -8,8 +8,12 @@ reading the same bytes (numpy's maximum) and copying them, so that ratios hold e
 machine's speed changes from minute to minute. Rates are 10^9 bytes of *source* per second: median
 and best over the rounds. "traffic" is rate * (k + m) / k, the bytes that cross the memory bus.
 
+Case "encode" makes all m parity chunks in one call; case "row" one of them, which is what each of a
+stripe's m parity holders computes.
+
 Shards lie in shared memory (memfd, 4 KiB pages, populated beforehand), one mapping each, results in
-others. "isal" is called with pointers and tables prepared beforehand, as its fastest user would.
+others; with --pages huge in anonymous memory that asks for huge pages. "isal" is called with pointers and tables
+prepared beforehand, as its fastest user would.
 """
 
 import argparse
@@ -43,27 +47,33 @@ Bytes = npt.NDArray[np.uint8]
 Work = Callable[[], object]
 
 MIB = 1 << 20
+LINE_BYTES = 64
 CACHED_SHARD_BYTES = 32 * 1024
 # Fast calls are repeated until a sample is long enough for the clock.
 SAMPLE_BYTES = 32 * MIB
 SLOW_ENGINES = ("numpy", "naive")
 
 
-def shared_memory(size: int, seed: int) -> Bytes:
+def populated(size: int, seed: int, *, huge: bool) -> Bytes:
     """A populated mapping of its own, filled with random bytes; it lives until the process ends."""
-    descriptor = os.memfd_create("holdfast-bench")
-    os.ftruncate(descriptor, size)
-    view = np.frombuffer(mmap.mmap(descriptor, size), dtype=np.uint8)
-    os.close(descriptor)
+    if huge:
+        mapping = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        mapping.madvise(mmap.MADV_HUGEPAGE)
+    else:
+        descriptor = os.memfd_create("holdfast-bench")
+        os.ftruncate(descriptor, size)
+        mapping = mmap.mmap(descriptor, size)
+        os.close(descriptor)
+    view = np.frombuffer(mapping, dtype=np.uint8)
     block = np.frombuffer(np.random.default_rng(seed).bytes(min(size, MIB)), dtype=np.uint8)
     for start in range(0, size, MIB):
         view[start : start + MIB] = block[: size - start]
     return view
 
 
-def halves(views: list[Bytes], threads: int) -> list[list[Bytes]]:
-    """The byte range of all views, cut into one part per thread."""
-    size = views[0].size // threads
+def parts_of(views: list[Bytes], threads: int) -> list[list[Bytes]]:
+    """The byte range of all views, cut into one part per thread at a line's boundary."""
+    size = views[0].size // threads // LINE_BYTES * LINE_BYTES
     return [[view[i * size : (i + 1) * size] for view in views] for i in range(threads)]
 
 
@@ -150,12 +160,14 @@ def encode_engines(arguments: argparse.Namespace, *, cached: bool) -> Iterator[t
         yield from ((name, select_engine(name)) for name in SLOW_ENGINES)
 
 
-def measure_encode(arguments: argparse.Namespace, params: CodeParams, memory: list[Bytes], threads: int) -> None:
-    k, m = params.data_count, params.parity_count
+def measure_encode(
+    arguments: argparse.Namespace, params: CodeParams, memory: list[Bytes], *, threads: int, rows: int
+) -> None:
+    k = params.data_count
     cached = memory[0].size == CACHED_SHARD_BYTES
-    sources = halves(memory[:k], threads)
-    results = halves(memory[-m:], threads)
-    matrix = parity_matrix(params)
+    sources = parts_of(memory[:k], threads)
+    results = parts_of(memory[-rows:], threads)
+    matrix = parity_matrix(params)[-rows:]
     candidates = Candidates(threads)
     candidates.add("read", [read_all(part) for part in sources])
     pairs = zip(sources, results, strict=True)
@@ -167,7 +179,7 @@ def measure_encode(arguments: argparse.Namespace, params: CodeParams, memory: li
         parts = zip(sources, results, strict=True)
         candidates.add("isal", [prepared_isal(matrix, ins, outs) for ins, outs in parts])
     found = candidates.rates(arguments.rounds, k * memory[0].size)
-    report("encode", params, memory[0].size, threads, found)
+    report("row" if rows < params.parity_count else "encode", params, memory[0].size, threads, found)
 
 
 def measure_rebuild(arguments: argparse.Namespace, params: CodeParams, memory: list[Bytes]) -> None:
@@ -242,9 +254,9 @@ def report(case: str, params: CodeParams, size: int, threads: int, found: dict[s
             "gb_per_s_median": statistics.median(samples),
             "gb_per_s_best": max(samples),
         }
-        if case == "encode" and name not in ("read", "memcpy"):
+        if case in ("encode", "row") and name not in ("read", "memcpy"):
             if size > MIB:  # in cache the reader's own call is too slow to be a reference
-                traffic = params.total_count / k
+                traffic = (k + (1 if case == "row" else params.parity_count)) / k
                 line["traffic_over_read"] = traffic * ratio(samples, found["read"])
             line["over_memcpy"] = ratio(samples, found["memcpy"])
             if "isal" in found:
@@ -271,7 +283,8 @@ def machine() -> str:
     model = next((s.split(":")[1].strip() for s in cpuinfo.splitlines() if "model name" in s), "?")
     details = ", ".join(f"{name}: {select_engine(name).detail}" for name in engine_names())
     python = platform.python_version()
-    return f"# {model}, {os.cpu_count()} CPUs, {platform.platform()}, Python {python}; {details}"
+    load = f"load {os.getloadavg()[0]:.1f}"
+    return f"# {model}, {os.cpu_count()} CPUs, {load}, {platform.platform()}, Python {python}; {details}"
 
 
 def main() -> int:
@@ -279,16 +292,21 @@ def main() -> int:
     parser.add_argument("--codes", default="4+1,4+2,6+2,8+2,10+4,16+4", help="k+m, ...")
     parser.add_argument("--shard-mib", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--threads", default="1,2", help="numbers of threads, ...")
+    parser.add_argument("--pages", choices=("4k", "huge"), default="4k")
     parser.add_argument("--levels", action="store_true", help="every level and order of access")
     arguments = parser.parse_args()
     codes = [CodeParams(*map(int, code.split("+"))) for code in arguments.codes.split(",")]
+    counts = [int(count) for count in arguments.threads.split(",")]
     print(machine(), flush=True)
     most = max(params.total_count for params in codes)
     for size in (CACHED_SHARD_BYTES, arguments.shard_mib * MIB):
-        memory = [shared_memory(size, seed) for seed in range(most)]
+        memory = [populated(size, seed, huge=arguments.pages == "huge") for seed in range(most)]
         for params in codes:
-            for threads in (1, 2):
-                measure_encode(arguments, params, memory, threads)
+            for threads in counts:
+                measure_encode(arguments, params, memory, threads=threads, rows=params.parity_count)
+            if params.parity_count > 1:
+                measure_encode(arguments, params, memory, threads=1, rows=1)
         if size > MIB:
             for params in codes:
                 measure_rebuild(arguments, params, memory)
