@@ -140,7 +140,10 @@ class TensorEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Every tensor of one rank's state and its place; knows neither rank nor step."""
+    """Every tensor of one rank's state and its place; knows neither rank nor step.
+
+    ``parameters`` names, for each optimizer, its parameters in the order in which its state numbers them.
+    """
 
     version: int
     names: tuple[str, ...]
@@ -148,6 +151,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     meshes: tuple[Mesh, ...]
     payload_bytes: int
     objects_capacity_bytes: int
+    parameters: dict[str, tuple[str, ...]] = msgspec.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.version != FORMAT_VERSION:

@@ -34,6 +34,7 @@ from holdfast.client.manifest import (
     plan_header,
     show_path,
 )
+from holdfast.client.names import parameter_names
 from holdfast.client.rng import capture_rng
 from holdfast.client.sharding import SeenMesh, describe, local_of, version_of
 from holdfast.client.state_errors import LayoutChangedError, StateError, TornSnapshotError
@@ -109,6 +110,7 @@ class ShardLayout:
             meshes=tuple(seen.mesh for seen in described.meshes),
             payload_bytes=payload_bytes,
             objects_capacity_bytes=_capacity(len(objects)),
+            parameters=parameter_names(walker.state),
         )
         self.manifest = encode_manifest(record)
         self.digest = digest_of(self.manifest)
