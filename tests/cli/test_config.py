@@ -36,7 +36,9 @@ memory.chunk_bytes   1MiB    default
 memory.closed_job_s  86400   default
 security.keys_dir    none    default
 http.address         off     default
+http.allow_remote    false   default
 daemon.socket        /run/x  environment HOLDFAST_SOCKET
+daemon.socket_group  none    default
 daemon.engine        auto    default
 
 node  name  address         domain  group

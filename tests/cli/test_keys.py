@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import zmq.auth
-from holdfast.cli.keys import read_public_keys, write_keys
+from holdfast.cli.keys import read_public_keys, rotate_keys, write_keys
 from holdfast.cli.main import main
 from holdfast.protocol.exit_codes import ExitCode, OperatorError
 
@@ -128,7 +128,7 @@ def test_show_lists_public_keys_and_no_secret(tmp_path: Path, capsys: pytest.Cap
     )
     assert main(["keys", "show", "--dir", str(tmp_path), "--json"]) == ExitCode.DONE
     shown = json.loads(capsys.readouterr().out)
-    assert shown == {"schema": "holdfast.keys/1", "dir": str(tmp_path), "keys": keys}
+    assert shown == {"schema": "holdfast.keys/1", "dir": str(tmp_path), "keys": keys, "retired": []}
 
 
 def test_show_of_an_empty_a_missing_and_a_damaged_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -139,3 +139,32 @@ def test_show_of_an_empty_a_missing_and_a_damaged_folder(tmp_path: Path, capsys:
     (tmp_path / "a.key").write_text('curve\n    public-key = "short"\n')
     assert main(["keys", "show", "--dir", str(tmp_path)]) == ExitCode.USAGE
     assert "of 40 characters; copy it again" in capsys.readouterr().err
+
+
+def test_rotation_keeps_the_old_key_listed_until_it_is_finished(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_keys(tmp_path, ["a", "b"])
+    before = read_public_keys(tmp_path)
+    assert main(["keys", "rotate", "--dir", str(tmp_path), "a"]) == ExitCode.DONE
+    assert "holdfast upgrade" in capsys.readouterr().out
+    public, secret = zmq.auth.load_certificate(tmp_path / "a.key_secret")
+    assert secret is not None
+    assert zmq.curve_public(secret) == public == read_public_keys(tmp_path)["a"].encode()
+    assert public != before["a"].encode()
+    assert zmq.auth.load_certificate(tmp_path / "a.key_retired")[0] == before["a"].encode()
+    assert (tmp_path / "a.key_secret").stat().st_mode & 0o777 == 0o600
+    assert read_public_keys(tmp_path)["b"] == before["b"]
+    assert main(["keys", "rotate", "--dir", str(tmp_path), "b", "a"]) == ExitCode.USAGE  # a's last one is open
+    assert "the last rotation of a is not finished" in capsys.readouterr().err
+    assert read_public_keys(tmp_path)["b"] == before["b"]
+    assert main(["keys", "rotate", "--dir", str(tmp_path), "--finish"]) == ExitCode.DONE
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.key", "a.key_secret", "b.key", "b.key_secret"]
+
+
+def test_rotation_of_a_stranger_changes_nothing(tmp_path: Path) -> None:
+    write_keys(tmp_path, ["a"])
+    before = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    with pytest.raises(OperatorError, match=r"no key of .z. in .*, found a"):
+        rotate_keys(tmp_path, ["a", "z"])
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == before

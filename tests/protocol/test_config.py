@@ -118,7 +118,8 @@ def test_a_whole_file_is_read_and_every_origin_known() -> None:
         engine="numpy",
     )
     others = {name: origin for name, origin in loaded.origins.items() if name != "node[0].domain"}
-    assert set(others.values()) == {"file c.toml"}
+    left_out = {"http.allow_remote", "daemon.socket_group"}
+    assert {origin for name, origin in others.items() if name not in left_out} == {"file c.toml"}
     assert loaded.origins["node[0].domain"] == "default"
     assert [node.address for node in loaded.config.nodes][1] == "[fd00::2]:7000"
 
@@ -289,7 +290,8 @@ SAME_DIGEST: list[dict[str, object]] = [
     {"keys_dir": "/k"},
     {"socket": "/s"},
     {"engine": "numpy"},
-    {"http_address": "h:1"},
+    {"http_address": "h:1", "http_allow_remote": True},
+    {"socket_group": "trainers"},
     {"closed_job_s": 1},
     {"group_size": 200},  # 3 nodes are one group of 3 all the same
 ]
@@ -334,3 +336,20 @@ def test_the_digest_covers_names_domains_and_order() -> None:
 def test_the_digest_never_changes_between_releases() -> None:
     loaded: LoadedConfig = parse_config(GOOD, origin="c.toml")
     assert config_digest(loaded.config) == "80ca3813b7b01388"
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0:9470", "[::]:9470", "10.0.0.1:9470", "head.example:9470"])
+def test_pages_that_others_reach_must_be_wished_for(address: str) -> None:
+    text = LEAST + f'[http]\naddress = "{address}"\n'
+    with pytest.raises(
+        ConfigError, match=r"http\.address: expected an address that only this host reaches.*allow_remote"
+    ):
+        parse_config(text, origin="c.toml")
+    assert parse_config(text + "allow_remote = true\n", origin="c.toml").config.http_allow_remote
+    allowed = parse_config(text, origin="c.toml", environment={"HOLDFAST_HTTP_ALLOW_REMOTE": "true"})
+    assert allowed.config.http_address == address
+
+
+def test_a_switch_is_true_or_false() -> None:
+    with pytest.raises(ConfigError, match=r"http\.allow_remote: expected true or false, found the text 'maybe'"):
+        parse_config(LEAST + '[http]\nallow_remote = "maybe"\n', origin="c.toml")

@@ -9,11 +9,17 @@ from holdfast.cli.output import emit, emit_json, pairs, table
 from holdfast.protocol.config import ConfigError, LoadedConfig, config_digest, parse_config
 from holdfast.protocol.exit_codes import ExitCode, OperatorError
 from holdfast.protocol.settings import SETTINGS, format_bytes
+from holdfast.protocol.trust import exposed_nodes
 
 CONFIG_FILE_BYTES_MAX = 4 << 20  # 4096 nodes take less than 1 MiB; what is larger is another kind of file
 
 _SHOWN_AS_SIZE = {"memory.budget", "memory.chunk_bytes"}
-_SHOWN_WHEN_NONE = {"memory.budget": "auto", "security.keys_dir": "none", "http.address": "off"}
+_SHOWN_WHEN_NONE = {
+    "memory.budget": "auto",
+    "security.keys_dir": "none",
+    "http.address": "off",
+    "daemon.socket_group": "none",
+}
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -74,7 +80,7 @@ def _check(file: Path, *, as_json: bool) -> int:
     if not as_json:
         loaded = read_config(file)
         emit(f"{file}: good. {_summary(loaded)}")
-        for warning in loaded.config.placement().report().warnings:
+        for warning in _warnings(loaded):
             emit(f"  warning: {warning}")
         return int(ExitCode.DONE)
     try:
@@ -83,10 +89,20 @@ def _check(file: Path, *, as_json: bool) -> int:
         problems = [{"field": problem.field, "message": problem.message} for problem in error.problems]
         emit_json("holdfast.config-check/1", {"file": str(file), "good": False, "problems": problems, "warnings": []})
         return int(error.exit_code)
-    warnings = list(loaded.config.placement().report().warnings)
+    warnings = _warnings(loaded)
     fields = {"file": str(file), "good": True, "problems": [], "warnings": warnings}
     emit_json("holdfast.config-check/1", {**fields, "digest": config_digest(loaded.config)})
     return int(ExitCode.DONE)
+
+
+def _warnings(loaded: LoadedConfig) -> list[str]:
+    warnings = list(loaded.config.placement().report().warnings)
+    if exposed_nodes(loaded.config):
+        warnings.append(
+            "no keys: a daemon will refuse to start with addresses that others can reach; make keys with "
+            "'holdfast keys init' and set security.keys_dir"
+        )
+    return warnings
 
 
 def _summary(loaded: LoadedConfig) -> str:
@@ -120,6 +136,10 @@ def _as_json(loaded: LoadedConfig) -> dict[str, object]:
     }
 
 
+def _shown(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def _as_text(loaded: LoadedConfig) -> str:
     config = loaded.config
     rows = []
@@ -128,7 +148,7 @@ def _as_text(loaded: LoadedConfig) -> str:
         if value is None:
             shown = _SHOWN_WHEN_NONE.get(setting.name, "default place")
         else:
-            shown = format_bytes(value) if setting.name in _SHOWN_AS_SIZE else str(value)
+            shown = format_bytes(value) if setting.name in _SHOWN_AS_SIZE else _shown(value)
         rows.append([setting.name, shown, loaded.origins[setting.name]])
     placement = config.placement()
     nodes = [

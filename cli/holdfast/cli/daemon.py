@@ -14,6 +14,7 @@ from holdfast.cli.arguments import Subparsers
 from holdfast.cli.config import read_config
 from holdfast.protocol.config import ClusterConfig
 from holdfast.protocol.exit_codes import ExitCode, OperatorError
+from holdfast.protocol.trust import refuse_exposure
 
 KEEPER = "holdfast.daemon.keeper"
 
@@ -33,6 +34,7 @@ def run(args: argparse.Namespace) -> int:
     if node not in [known.name for known in config.nodes]:
         names = ", ".join(known.name for known in config.nodes)
         raise OperatorError(ExitCode.USAGE, f"--node: expected one of {names}, found {node!r}")
+    refuse_exposure(config)
     path = (args.socket or socket_of(config, node, os.environ)).absolute()
     command = keeper_command(args.config.absolute(), node, path)
     sys.stdout.flush()

@@ -1,11 +1,11 @@
-"""`holdfast keys init` and `keys show`: one CURVE key pair per node, in files that zmq.auth reads.
+"""`holdfast keys`: one CURVE key pair per node, in files that zmq.auth reads; made, listed, replaced.
 
-A node needs its own secret file and everybody's public files. Covers making and listing them; the daemon reads them.
+A node needs its own secret file and everybody's public files. Covers making, listing and replacing them; the daemon
+reads and judges them. A replaced key stays listed as retired, so that nodes can change over one by one.
 """
 
 import argparse
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,18 +14,15 @@ from holdfast.cli.config import read_config
 from holdfast.cli.output import emit, emit_json, table
 from holdfast.protocol.exit_codes import ExitCode, OperatorError
 from holdfast.protocol.settings import read_name
+from holdfast.protocol.trust import PUBLIC_SUFFIX, RETIRED_SUFFIX, SECRET_SUFFIX, read_key
 
-PUBLIC_SUFFIX = ".key"
-SECRET_SUFFIX = ".key_secret"  # noqa: S105  # the name of a file
-
-_PUBLIC_LINE = re.compile(r'^\s*public-key\s*=\s*"([^"]{40})"\s*$', re.MULTILINE)
 _PUBLIC_NOTE = "# Holdfast: public key of node {name}. Every node of the cluster needs this file.\n"
 _SECRET_NOTE = "# Holdfast: SECRET key of node {name}. Only that node may have this file.\n"  # noqa: S105  # words
 
 
 def add_parser(subparsers: Subparsers) -> None:
     """Add the verb and its two parts."""
-    parser = subparsers.add_parser("keys", help="make or list the nodes' keys")
+    parser = subparsers.add_parser("keys", help="make, list or replace the nodes' keys")
     parts = parser.add_subparsers(dest="part", metavar="PART", required=True)
     init = parts.add_parser("init", help="make a key pair for each node; refuses to overwrite one")
     init.add_argument("--dir", type=Path, required=True, metavar="D", help="folder for the key files, made if missing")
@@ -34,16 +31,27 @@ def add_parser(subparsers: Subparsers) -> None:
     show = parts.add_parser("show", help="list the public keys in a folder")
     show.add_argument("--dir", type=Path, required=True, metavar="D", help="folder with key files")
     add_json_flag(show)
+    rotate = parts.add_parser("rotate", help="replace nodes' keys; the old ones stay listed until --finish")
+    rotate.add_argument("--dir", type=Path, required=True, metavar="D", help="the folder with everybody's key files")
+    rotate.add_argument(
+        "--finish", action="store_true", help="every node has its new key: retired ones no longer count"
+    )
+    rotate.add_argument("nodes", nargs="*", metavar="NODE", help="names of nodes")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run `keys init` or `keys show`."""
+    """Run `keys init`, `keys show` or `keys rotate`."""
     if args.part == "init":
         names = _names(args)
         write_keys(args.dir, names)
         emit(_next_steps(args.dir, names))
+    elif args.part == "rotate":
+        emit(_rotate(args))
     elif args.json:
-        emit_json("holdfast.keys/1", {"dir": str(args.dir), "keys": read_public_keys(args.dir)})
+        emit_json(
+            "holdfast.keys/1",
+            {"dir": str(args.dir), "keys": read_public_keys(args.dir), "retired": sorted(_retired(args.dir))},
+        )
     else:
         emit(_listing(args.dir))
     return int(ExitCode.DONE)
@@ -88,16 +96,96 @@ def read_public_keys(directory: Path) -> dict[str, str]:
                 f"{directory} is no folder; make keys with 'holdfast keys init --dir {directory} NODE...'",
             )
         for path in sorted(directory.glob("*" + PUBLIC_SUFFIX)):
-            found = _PUBLIC_LINE.search(path.read_text(encoding="utf-8", errors="replace"))
-            if found is None:
-                raise OperatorError(
-                    ExitCode.USAGE,
-                    f"{path} has no line 'public-key = \"...\"' of 40 characters; copy it again from where it was made",
-                )
-            keys[path.name.removesuffix(PUBLIC_SUFFIX)] = found[1]
+            keys[path.name.removesuffix(PUBLIC_SUFFIX)] = _public(path)
     except OSError as error:
         raise OperatorError(ExitCode.USAGE, f"can't read {directory}: {error}; check its permissions") from error
     return keys
+
+
+def rotate_keys(directory: Path, names: Sequence[str]) -> None:
+    """Give nodes a new pair each; the old public key becomes `<name>.key_retired`.
+
+    The order of writing leaves a usable folder after each step: a retired key is listed before it is replaced. A secret
+    that is not in this folder is replaced all the same: nobody needs the old one.
+
+    Raises:
+        OperatorError: a node without a key, or one whose last rotation is not finished (exit code 2); nothing is
+            written then.
+    """
+    from holdfast.cli.link import new_keypair  # noqa: PLC0415  # as in `write_keys`
+
+    known, retired = read_public_keys(directory), _retired(directory)
+    _refuse_bad_names(names)
+    for name in names:
+        if name not in known:
+            raise OperatorError(
+                ExitCode.USAGE,
+                f"no key of {name!r} in {directory}, found {', '.join(known) or 'none'}; correct the name",
+            )
+        if name in retired:
+            raise OperatorError(
+                ExitCode.USAGE,
+                f"the last rotation of {name} is not finished: {directory / name}{RETIRED_SUFFIX} is still there. Once "
+                f"every node runs with the new keys, give 'holdfast keys rotate --finish --dir {directory}'",
+            )
+    try:
+        for name in names:
+            public, secret = new_keypair()
+            lines = f'curve\n    public-key = "{public}"\n'
+            old = _PUBLIC_NOTE.format(name=name) + f'curve\n    public-key = "{known[name]}"\n'
+            _replace(directory / (name + RETIRED_SUFFIX), old, mode=0o644)
+            secret_text = _SECRET_NOTE.format(name=name) + lines + f'    secret-key = "{secret}"\n'
+            _replace(directory / (name + SECRET_SUFFIX), secret_text, mode=0o600)
+            _replace(directory / (name + PUBLIC_SUFFIX), _PUBLIC_NOTE.format(name=name) + lines, mode=0o644)
+    except OSError as error:
+        raise OperatorError(
+            ExitCode.USAGE, f"can't write keys to {directory}: {error}; give --dir a folder that you may write"
+        ) from error
+
+
+def _rotate(args: argparse.Namespace) -> str:
+    retired = _retired(args.dir)
+    if args.finish:
+        for name in sorted(retired):
+            (args.dir / (name + RETIRED_SUFFIX)).unlink()
+        done = f"No longer listed: {', '.join(sorted(retired))}." if retired else f"Nothing is retired in {args.dir}."
+        return f"{done}\nRemove *{RETIRED_SUFFIX} on every node too, then give 'holdfast upgrade' there."
+    if not args.nodes:
+        raise OperatorError(ExitCode.USAGE, "expected names of nodes; give 'holdfast keys rotate --dir D NODE...'")
+    rotate_keys(args.dir, args.nodes)
+    return (
+        f"New keys for {', '.join(args.nodes)} in {args.dir}; the old ones are still accepted.\n"
+        f"1. Copy all *{PUBLIC_SUFFIX} and *{RETIRED_SUFFIX} files to every node, and to each named node its new "
+        f"*{SECRET_SUFFIX}.\n"
+        "2. Node by node: 'holdfast upgrade'. Snapshots stay where they are.\n"
+        f"3. When 'holdfast status' shows all nodes up: 'holdfast keys rotate --finish --dir {args.dir}'."
+    )
+
+
+def _retired(directory: Path) -> set[str]:
+    return {path.name.removesuffix(RETIRED_SUFFIX) for path in directory.glob("*" + RETIRED_SUFFIX)}
+
+
+def _public(path: Path) -> str:
+    try:
+        return read_key(path.read_text(encoding="utf-8", errors="replace")).public
+    except ValueError as error:
+        raise OperatorError(ExitCode.USAGE, f"{path} {error}") from error
+
+
+def _replace(path: Path, text: str, *, mode: int) -> None:
+    """Put a whole file in the place of another one: a reader finds the old or the new, never half of one."""
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    try:
+        with os.fdopen(descriptor, "w", encoding="ascii") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        fresh.replace(path)
+    except OSError:
+        fresh.unlink(missing_ok=True)
+        raise
 
 
 def _names(args: argparse.Namespace) -> list[str]:

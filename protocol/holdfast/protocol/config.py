@@ -91,7 +91,9 @@ class ClusterConfig:
         closed_job_s: how long the last snapshot of a job that closed is kept.
         keys_dir: folder of the CURVE keys, or None: no authentication.
         http_address: host:port of the status pages, or None: off.
+        http_allow_remote: whether that address may be one that other machines reach. Nothing there is authenticated.
         socket: path of the daemon's Unix socket, or None: the default places; may contain "{node}".
+        socket_group: a group of this host whose members may attach, or None: the daemon's user and root only.
         engine: coding engine, or "auto".
 
     Raises:
@@ -109,7 +111,9 @@ class ClusterConfig:
     closed_job_s: int = 86400
     keys_dir: str | None = None
     http_address: str | None = None
+    http_allow_remote: bool = False
     socket: str | None = None
+    socket_group: str | None = None
     engine: str = "auto"
 
     def __post_init__(self) -> None:
@@ -260,6 +264,17 @@ def _conflicts(config: ClusterConfig) -> list[Problem]:
                 f'found {settings.format_bytes(config.budget_bytes)}; give a unit, such as "8GiB"',
             )
         )
+    if config.http_address is not None and not config.http_allow_remote:
+        host, _ = settings.split_address(config.http_address)
+        if not settings.is_loopback(host):
+            problems.append(
+                Problem(
+                    "http.address",
+                    f"expected an address that only this host reaches, such as 127.0.0.1:9470, found "
+                    f"{config.http_address}; the pages ask for no password, so use loopback, or set "
+                    "allow_remote = true under [http] where everybody may see them",
+                )
+            )
     node_count = len(config.nodes)
     if node_count <= config.parity:
         problems.append(

@@ -4,6 +4,7 @@ Covers one value at a time. Where values come from and which must go together is
 `holdfast.protocol.config`'s.
 """
 
+import ipaddress
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -141,6 +142,16 @@ def split_address(value: object) -> tuple[str, int]:
     return found["ipv6"] or found["host"], int(port)
 
 
+def is_loopback(host: str) -> bool:
+    """Whether only processes of this machine can reach `host`. Names other than localhost count as reachable."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.partition("%")[0]).is_loopback
+    except ValueError:
+        return False
+
+
 def format_bytes(size: int) -> str:
     """A size in the largest unit below it, exact or with two decimals."""
     for unit in ("TiB", "GiB", "MiB", "KiB"):
@@ -190,6 +201,14 @@ def _read_engine(value: object) -> str:
     return value
 
 
+def _read_flag(value: object) -> bool:
+    if value in (True, "true", "yes", "1"):
+        return True
+    if value in (False, "false", "no", "0"):
+        return False
+    raise ValueError(f"true or false, found {describe(value)}")
+
+
 def _whole(lowest: int, highest: int) -> Callable[[object], int]:
     """A reader of whole numbers within bounds."""
 
@@ -213,6 +232,8 @@ SETTINGS = (
     Setting("memory", "closed_job_s", "closed_job_s", _whole(0, CLOSED_JOB_S_MAX), 86400, numeric=True),
     Setting("security", "keys_dir", "keys_dir", read_text),
     Setting("http", "address", "http_address", read_address),
+    Setting("http", "allow_remote", "http_allow_remote", _read_flag, default=False),
     Setting("daemon", "socket", "socket", read_text),
+    Setting("daemon", "socket_group", "socket_group", read_name),
     Setting("daemon", "engine", "engine", _read_engine, "auto"),
 )

@@ -6,6 +6,7 @@ process has ended.
 """
 
 import fcntl
+import grp
 import logging
 import os
 import secrets
@@ -21,6 +22,8 @@ log = logging.getLogger(__name__)
 
 _CREDENTIALS = struct.Struct("iII")  # pid, uid, gid
 _IPC_PATH_BYTES_MAX = 107  # sun_path of Linux
+_SO_PEERGROUPS = 59  # Linux: the supplementary groups of who connected, as 32-bit numbers
+_GROUPS_BYTES_MAX = 1024  # the most that Python asks for: 256 groups; of somebody in more only the primary one counts
 
 
 @dataclass(slots=True)
@@ -36,8 +39,9 @@ class Arrived:
 class Door:
     """The Unix socket of one daemon."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, group: str | None = None) -> None:
         self.path = path
+        self.group_id = None if group is None else _group_id(group)
         self.endpoint = f"ipc://{path}.zmq"
         if len(f"{path}.zmq".encode()) > _IPC_PATH_BYTES_MAX:
             raise OperatorError(
@@ -46,12 +50,12 @@ class Door:
                 f"{_IPC_PATH_BYTES_MAX}. Choose a shorter folder with --socket or HOLDFAST_SOCKET",
             )
         try:
-            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700 if group is None else 0o750)
             self._lock = self._take_lock()
             path.unlink(missing_ok=True)  # left by a killed predecessor; the lock says that it is dead
             self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
             self._listener.bind(str(path))
-            path.chmod(0o600)
+            self.share(path)
             self._listener.listen(limits.CLIENT_COUNT_MAX)
         except OSError as error:
             raise OperatorError(
@@ -80,12 +84,18 @@ class Door:
         os.pwrite(descriptor, str(os.getpid()).encode(), 0)
         return descriptor
 
+    def share(self, path: Path) -> None:
+        """Let those connect to a socket who may: this user, and the configured group."""
+        if self.group_id is not None:
+            os.chown(path, -1, self.group_id)
+        path.chmod(0o600 if self.group_id is None else 0o660)
+
     def fileno(self) -> int:
         """The listener, for polling."""
         return self._listener.fileno()
 
     def accept(self, welcome: messages.Welcome) -> Arrived | None:
-        """Let one client in, if it runs as this daemon's user or as root. None if nobody came or it was refused."""
+        """Let one client in: as this daemon's user, as root, or of the configured group. None: nobody, or refused."""
         try:
             connection, _ = self._listener.accept()
         except BlockingIOError:
@@ -95,11 +105,13 @@ class Door:
             return None
         connection.setblocking(False)
         raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-        pid, uid, _ = _CREDENTIALS.unpack(raw)
-        if uid not in {0, os.geteuid()} or len(self.clients) >= limits.CLIENT_COUNT_MAX:
+        pid, uid, gid = _CREDENTIALS.unpack(raw)
+        allowed = uid in {0, os.geteuid()} or (self.group_id is not None and self.group_id in _groups(connection, gid))
+        if not allowed or len(self.clients) >= limits.CLIENT_COUNT_MAX:
             log.warning(
-                "process %d of user %d refused: expected user %d or root, and at most %d clients (%d now)",
-                pid, uid, os.geteuid(), limits.CLIENT_COUNT_MAX, len(self.clients),
+                "process %d of user %d refused: expected user %d, root or a member of daemon.socket_group (%s), and at "
+                "most %d clients (%d now)",
+                pid, uid, os.geteuid(), self.group_id, limits.CLIENT_COUNT_MAX, len(self.clients),
             )  # fmt: skip
             connection.close()
             return None
@@ -162,3 +174,23 @@ class Door:
         self.path.unlink(missing_ok=True)
         Path(f"{self.path}.zmq").unlink(missing_ok=True)
         os.close(self._lock)
+
+
+def _group_id(name: str) -> int:
+    try:
+        return grp.getgrnam(name).gr_gid
+    except KeyError:
+        raise OperatorError(
+            ExitCode.USAGE,
+            f"daemon.socket_group: expected a group of this host, found {name!r}; make it with 'groupadd --system "
+            f"{name}', or leave the setting out",
+        ) from None
+
+
+def _groups(connection: socket.socket, gid: int) -> set[int]:
+    """All groups of the process at the other end, as they were when it connected."""
+    try:
+        raw = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, _GROUPS_BYTES_MAX)
+    except OSError:  # an older kernel, or too many groups: the primary one still counts
+        return {gid}
+    return {gid, *(number for (number,) in struct.iter_unpack("=I", raw[: len(raw) // 4 * 4]))}

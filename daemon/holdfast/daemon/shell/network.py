@@ -17,15 +17,14 @@ import threading
 from collections import deque
 from collections.abc import Callable, Container
 from dataclasses import dataclass
-from pathlib import Path
 
 import zmq
-import zmq.auth
 import zmq.utils.z85
 from holdfast.coding import chunk_digest
 from holdfast.daemon.core import events
 from holdfast.daemon.core.memory import ChunkKey
 from holdfast.daemon.core.protect import key_of
+from holdfast.daemon.shell.keys import Keys
 from holdfast.protocol import frames, limits, messages
 from holdfast.protocol.config import ClusterConfig, config_digest
 from holdfast.protocol.exit_codes import ExitCode, OperatorError
@@ -47,51 +46,12 @@ _HANDSHAKE_FAILED = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Keys:
-    """CURVE keys: our own pair, and the public key of every node (z85)."""
-
-    public: bytes
-    secret: bytes
-    nodes: dict[bytes, int]  # public key -> node index
-
-    def of(self, node: int) -> bytes:
-        """The public key of a node."""
-        return next(key for key, index in self.nodes.items() if index == node)
-
-
-def load_keys(config: ClusterConfig, node: int) -> Keys | None:
-    """Read the keys of the cluster, or None if none are configured.
-
-    Raises:
-        OperatorError: a key file is missing or unreadable.
-    """
-    if config.keys_dir is None:
-        return None
-    directory = Path(config.keys_dir)
-    secret_file = directory / f"{config.nodes[node].name}.key_secret"
-    nodes: dict[bytes, int] = {}
+def public_key_of(secret: bytes) -> bytes:
+    """The public CURVE key of a secret one (Z85); not a key of anybody where the secret is not one."""
     try:
-        public, secret = zmq.auth.load_certificate(secret_file)
-        for index, peer in enumerate(config.nodes):
-            nodes[zmq.auth.load_certificate(directory / f"{peer.name}.key")[0]] = index
-    except (OSError, ValueError) as error:
-        raise OperatorError(
-            ExitCode.WRONG_CLUSTER,
-            f"security.keys_dir: expected a key file per node in {directory}, found: {error}. "
-            "Make keys with 'holdfast keys init' and copy the folder to every node",
-        ) from error
-    if secret is None:
-        raise OperatorError(
-            ExitCode.WRONG_CLUSTER,
-            f"{secret_file} holds no secret key; make keys with 'holdfast keys init'",
-        )
-    if nodes.get(public) != node:
-        raise OperatorError(
-            ExitCode.WRONG_CLUSTER,
-            f"{secret_file} and {config.nodes[node].name}.key in {directory} are not one pair; copy the folder again",
-        )
-    return Keys(public, secret, nodes)
+        return zmq.curve_public(secret)
+    except (ValueError, zmq.ZMQError):
+        return b""
 
 
 def _set_tcp(socket: zmq.Socket[bytes]) -> None:
@@ -124,6 +84,8 @@ class ControlPlane:
         self.incarnation = 0
         self._dealers: dict[int, zmq.Socket[bytes]] = {}
         self._monitors: dict[zmq.Socket[bytes], int] = {}
+        self._poller: zmq.Poller | None = None
+        self._key_attempts: dict[int, int] = {}  # node -> handshakes that failed for its key, while two are listed
         self._zap = context.socket(zmq.REP) if keys else None
         if self._zap is not None:
             self._zap.bind("inproc://zeromq.zap.01")
@@ -160,6 +122,7 @@ class ControlPlane:
 
     def register(self, poller: zmq.Poller) -> None:
         """Add what is read to a poller."""
+        self._poller = poller
         for socket in [
             self._router,
             self._clients,
@@ -184,12 +147,18 @@ class ControlPlane:
         if self._keys is not None:
             dealer.setsockopt(zmq.CURVE_PUBLICKEY, self._keys.public)
             dealer.setsockopt(zmq.CURVE_SECRETKEY, self._keys.secret)
-            dealer.setsockopt(zmq.CURVE_SERVERKEY, self._keys.of(node))
+            dealer.setsockopt(zmq.CURVE_SERVERKEY, self._keys.of(node, self._key_attempts.get(node, 0)))
         self._monitors[dealer.get_monitor_socket(_HANDSHAKE_FAILED)] = node
         peer = self._config.nodes[node]
         dealer.connect(_endpoint(peer.host, peer.port))
         self._dealers[node] = dealer
         self.register(poller)
+
+    def redial(self) -> None:
+        """Dial those again whose key is being rotated and who did not have the one that was tried. Once per tick."""
+        for node in self._key_attempts:
+            if node not in self._dealers and self._poller is not None:
+                self.dial(node, self._poller)
 
     def send_peer(self, node: int, message: messages.PeerMessage) -> None:
         """Send to a dialled node; dropped if it is not connected or its queue is full."""
@@ -247,12 +216,33 @@ class ControlPlane:
             recv_monitor_message(self._knocks)
             text = "handshake: a connection failed its handshake: no ZeroMQ, or a key that is not listed on both sides"
             found.append(events.PeerRefused(None, "key", text, by_us=True))
-        for monitor, node in self._monitors.items():
+        for monitor, node in list(self._monitors.items()):
             while monitor in ready and monitor.poll(0):
-                recv_monitor_message(monitor)
-                text = "its CURVE handshake failed: expected a listed key on both sides; compare the keys folders"
-                found.append(events.PeerRefused(node, "key", text, by_us=False))
+                self._handshake_failed(node, monitor, int(recv_monitor_message(monitor)["event"]), found)
+                if node not in self._dealers:
+                    break
         return found
+
+    def _handshake_failed(self, node: int, monitor: zmq.Socket[bytes], event: int, found: list[events.Event]) -> None:
+        """A node that we dialled and we do not know each other: whose key is it?"""
+        text = "it does not list our key, or not any more"
+        if event != zmq.Event.HANDSHAKE_FAILED_AUTH:
+            text = "its CURVE handshake failed: expected the key that we list for it, or it uses no keys"
+            if self._keys is not None and self._keys.several(node):
+                self._key_attempts[node] = self._key_attempts.get(node, 0) + 1
+                self._hang_up(node, monitor)
+        found.append(events.PeerRefused(node, "key", f"{text}; compare the keys folders of both", by_us=False))
+
+    def _hang_up(self, node: int, monitor: zmq.Socket[bytes]) -> None:
+        """Close the connection to a node, to dial it with another key at the next tick."""
+        dealer = self._dealers.pop(node)
+        del self._monitors[monitor]
+        for socket in (dealer, monitor):
+            if self._poller is not None and socket in self._poller:
+                self._poller.unregister(socket)
+        dealer.disable_monitor()
+        for socket in (dealer, monitor):
+            socket.close(0)
 
     def _from_peer(self, parts: list[zmq.Frame], found: list[events.Event]) -> None:
         identity, body = parts[0].bytes, parts[1:]

@@ -28,8 +28,9 @@ from holdfast.daemon.shell.arena import ArenaMemory
 from holdfast.daemon.shell.coder import Coder
 from holdfast.daemon.shell.door import Door
 from holdfast.daemon.shell.keeping import KeeperLink, LedgerMemory
+from holdfast.daemon.shell.keys import Keys, load_keys
 from holdfast.daemon.shell.machine import MachineMemory
-from holdfast.daemon.shell.network import READABLE, BulkPlane, ControlPlane, Keys, Outgoing, Poller, load_keys
+from holdfast.daemon.shell.network import READABLE, BulkPlane, ControlPlane, Outgoing, Poller, public_key_of
 from holdfast.daemon.shell.pages import Pages, StatusRequests
 from holdfast.protocol import limits, messages
 from holdfast.protocol.config import ClusterConfig, config_digest, parse_config
@@ -37,6 +38,7 @@ from holdfast.protocol.exit_codes import ExitCode, OperatorError
 from holdfast.protocol.layout import Geometry
 from holdfast.protocol.placement import place
 from holdfast.protocol.settings import split_address
+from holdfast.protocol.trust import refuse_exposure
 
 log = logging.getLogger("holdfast")
 
@@ -178,6 +180,7 @@ class Worker:
         """Serve until told to stop."""
         self.control.incarnation = self.context.incarnation
         self.control.bind_clients(self.door.endpoint)
+        self.door.share(Path(self.door.endpoint.removeprefix("ipc://")))
         self.control.register(self.poller)
         self.bulk.start()
         for descriptor in (self.door.fileno(), self.inbox.wake, self.link.fileno()):
@@ -195,6 +198,7 @@ class Worker:
             if time.monotonic_ns() >= next_tick_ns:
                 next_tick_ns = time.monotonic_ns() + _TICK_MS * 1_000_000
                 self._handle(events.TimePassed(self.machine.free_bytes()))
+                self.control.redial()
 
     def _turn(self, ready: set[object]) -> None:
         if self.door.fileno() in ready:
@@ -322,8 +326,9 @@ def _start(arguments: argparse.Namespace) -> int:
             f"no node is named {arguments.node!r} in {arguments.config}; it names {names}",
         )
     node = names.index(arguments.node)
-    door = Door(arguments.socket)
-    keys = load_keys(config, node)
+    refuse_exposure(config)
+    keys = load_keys(config, node, public_of=public_key_of)
+    door = Door(arguments.socket, group=config.socket_group)
     own_arguments = [
         "--config",
         str(arguments.config),
