@@ -239,8 +239,8 @@ def plan_header(manifest_bytes: int, objects_capacity_bytes: int, payload_bytes:
     return Header(HEADER_BYTES, manifest_bytes, objects_offset, 0, objects_capacity_bytes, shard_bytes)
 
 
-def parse_header(shard: memoryview) -> Header:
-    """Check the first 64 bytes against the length of ``shard``.
+def parse_header(shard: memoryview, *, shard_bytes: int | None = None) -> Header:
+    """Check the first 64 bytes against the length of ``shard``, or against ``shard_bytes`` where that is only its head.
 
     Raises:
         MalformedShardError: these are not a shard's first bytes, or its parts do not fit its
@@ -256,9 +256,10 @@ def parse_header(shard: memoryview) -> Header:
             f"shard format {version}, this program reads {FORMAT_VERSION}: restore with the release that wrote it"
         )
     header = Header(*numbers)
-    if header.shard_bytes != shard.nbytes or header.shard_bytes > SHARD_BYTES_MAX:
+    found_bytes = shard.nbytes if shard_bytes is None else shard_bytes
+    if header.shard_bytes != found_bytes or header.shard_bytes > SHARD_BYTES_MAX:
         raise MalformedShardError(
-            f"the header tells {header.shard_bytes} bytes, found {shard.nbytes}: the shard is cut short or padded"
+            f"the header tells {header.shard_bytes} bytes, found {found_bytes}: the shard is cut short or padded"
         )
     in_order = (
         header.manifest_offset == HEADER_BYTES
@@ -269,7 +270,7 @@ def parse_header(shard: memoryview) -> Header:
         and header.payload_offset <= header.shard_bytes
     )
     if not in_order:
-        raise MalformedShardError(f"the parts of a shard of {shard.nbytes} bytes do not fit: {header}")
+        raise MalformedShardError(f"the parts of a shard of {found_bytes} bytes do not fit: {header}")
     return header
 
 
@@ -285,23 +286,31 @@ def parse_shard(shard: memoryview) -> ParsedShard:
     """
     raw = shard.cast("B")
     header = parse_header(raw)
-    manifest_end = header.manifest_offset + header.manifest_bytes
+    manifest = parse_manifest(raw[header.manifest_offset : header.manifest_offset + header.manifest_bytes], header)
+    objects = raw[header.objects_offset : header.objects_offset + header.objects_bytes]
+    return ParsedShard(header, manifest, objects, raw[header.payload_offset :])
+
+
+def parse_manifest(encoded: memoryview, header: Header) -> Manifest:
+    """Check a shard's manifest against its header.
+
+    Raises:
+        MalformedShardError: with what was expected and found.
+    """
     try:
-        manifest = msgspec.msgpack.decode(raw[header.manifest_offset : manifest_end], type=Manifest)
+        manifest = msgspec.msgpack.decode(encoded, type=Manifest)
     except (msgspec.DecodeError, ValueError, RecursionError, OverflowError) as error:
         raise MalformedShardError(f"the manifest cannot be read: {error}") from error
-    payload = raw[header.payload_offset :]
     if (
         align(header.payload_offset + manifest.payload_bytes) != header.shard_bytes
         or manifest.objects_capacity_bytes != header.objects_capacity_bytes
     ):
         raise MalformedShardError(
             f"the manifest tells {manifest.payload_bytes} bytes of tensors and room for "
-            f"{manifest.objects_capacity_bytes} of objects, the header leaves {payload.nbytes} and "
-            f"{header.objects_capacity_bytes}"
+            f"{manifest.objects_capacity_bytes} of objects, the header leaves "
+            f"{header.shard_bytes - header.payload_offset} and {header.objects_capacity_bytes}"
         )
-    objects = raw[header.objects_offset : header.objects_offset + header.objects_bytes]
-    return ParsedShard(header, manifest, objects, payload)
+    return manifest
 
 
 def _check_mesh(where: str, sharding: Sharding, meshes: tuple[Mesh, ...]) -> None:
