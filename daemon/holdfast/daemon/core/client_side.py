@@ -62,7 +62,7 @@ class ClientSide:
             return
         match message:
             case messages.Begin():
-                parts.job.begin(client, message)
+                parts.job.openings.begin(client, message)
             case messages.Seal():
                 parts.protect.seal(client, message)
                 self.collector.consider(parts.job)

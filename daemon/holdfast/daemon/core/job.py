@@ -11,9 +11,9 @@ from holdfast.daemon.core.arena import Arena
 from holdfast.daemon.core.context import Context
 from holdfast.daemon.core.layouts import Layouts
 from holdfast.daemon.core.memory import Memory
+from holdfast.daemon.core.openings import Openings
 from holdfast.daemon.core.plans import refusal
 from holdfast.daemon.core.slot import COMPLETE, IN_FLIGHT, Phase, Slot
-from holdfast.daemon.core.transfer import Transfer
 from holdfast.protocol import limits, messages
 from holdfast.protocol.exit_codes import ExitCode
 from holdfast.protocol.ids import SnapshotId
@@ -39,9 +39,7 @@ class Job:
     roles: dict[int, int] = field(default_factory=dict)  # role -> client, planned in this attempt
     writers: dict[int, int] = field(default_factory=dict)  # client -> attempt in which it planned: may write into slots
     planning: dict[int, messages.Plan] = field(default_factory=dict)  # client -> plan that waits for memory
-    begins: dict[int, messages.Begin] = field(default_factory=dict)  # role -> begin that waits for a slot
-    begun: dict[int, SnapshotId] = field(default_factory=dict)  # role -> the newest that it began in this attempt
-    wanted_open: set[SnapshotId] = field(default_factory=set)  # peers have sealed these; a slot is owed
+    openings: Openings = field(init=False)
     left_roles: set[int] = field(default_factory=set)
     pause_ns: int = 0  # until then nothing is committed: the collector is deciding what to restore
     closed: bool = False
@@ -51,7 +49,7 @@ class Job:
     digest_failures: int = 0
 
     def __post_init__(self) -> None:
-        self.layouts = Layouts(self.ctx)
+        self.layouts, self.openings = Layouts(self.ctx), Openings(self)
 
     # --- layouts ---
 
@@ -94,9 +92,7 @@ class Job:
         self.planned = False
         self.roles.clear()
         self.left_roles.clear()
-        self.begins.clear()
-        self.begun.clear()
-        self.wanted_open.clear()
+        self.openings.clear()
         self.given_up.clear()
         self.closed = False
         self.touched_ns = self.ctx.now_ns
@@ -276,7 +272,7 @@ class Job:
         self.touched_ns = self.ctx.now_ns
         for role in [role for role, holder in self.roles.items() if holder == client]:
             del self.roles[role]
-            self.begins.pop(role, None)
+            self.openings.rank_gone(role)
             for slot in self.slots:
                 if slot.phase is Phase.STAGING and role not in slot.sealed_roles and role in slot.roles:
                     self.give_up(slot, f"rank {role} ended while it staged")
@@ -296,93 +292,9 @@ class Job:
         """The slot that holds a snapshot, in whatever phase."""
         return next((slot for slot in self.slots if slot.snapshot == snapshot), None)
 
-    def begin(self, client: int, begin: messages.Begin) -> None:
-        """A rank wants a slot for its next step; it is granted now or as soon as one is free."""
-        self.wrote(client)
-        if begin.snapshot.attempt != self.attempt or self.roles.get(begin.role) != client:
-            text = f"no plan of attempt {begin.snapshot.attempt} for role {begin.role} is in force here"
-            self.ctx.reply(client, messages.Denied("Begin", self.name, ExitCode.USAGE, text, snapshot=begin.snapshot))
-            return
-        if begin.snapshot in self.given_up or (self.committed and begin.snapshot <= self.committed):
-            text = f"{begin.snapshot} is no longer open: {self.given_up_reason}"
-            self.ctx.reply(client, messages.Denied("Begin", self.name, ExitCode.DONE, text, snapshot=begin.snapshot))
-            return
-        self._give_up_before(begin)
-        self.begun[begin.role] = begin.snapshot
-        if away := self._away():
-            text = f"nothing can commit while {away} of this group are down"
-            self.ctx.reply(client, messages.Denied("Begin", self.name, ExitCode.DONE, text, snapshot=begin.snapshot))
-            self.give_up_snapshot(begin.snapshot, text)
-            return
-        self.begins[begin.role] = begin
-        self.grant_waiting()
-
-    def _give_up_before(self, begin: messages.Begin) -> None:
-        """A rank that begins a step will never seal an older one; it may have skipped that unheard."""
-        reason = f"rank {begin.role} went on to step {begin.snapshot.step}"
-        for slot in self.slots:
-            owed = slot.phase is Phase.STAGING and begin.role not in slot.sealed_roles
-            if owed and slot.snapshot is not None and slot.snapshot < begin.snapshot:
-                self.give_up(slot, reason)
-        for snapshot in [wanted for wanted in self.wanted_open if wanted < begin.snapshot]:
-            self.give_up_snapshot(snapshot, reason)
-
-    def _away(self) -> str:
-        """Names of this group's members known to be down; staging now would only wait for its deadline."""
-        return ", ".join(self.ctx.name_of(node) for node in self.ctx.group if node in self.ctx.down)
-
-    def want_open(self, snapshot: SnapshotId) -> None:
-        """A peer has sealed this snapshot: open a slot for its contributions as soon as one is free."""
-        if snapshot.attempt != self.attempt or snapshot in self.given_up or self.slot_of(snapshot):
-            return
-        if self.committed is None or snapshot > self.committed:
-            if len(self.given_up) == limits.GIVEN_UP_KEPT and snapshot < min(self.given_up):
-                # It may be one that was given up and forgotten since: what was denied once must never be stated.
-                self.give_up_snapshot(snapshot, "it is older than all that this node remembers to have given up")
-                return
-            ahead = next((role for role, begun in self.begun.items() if begun > snapshot), None)
-            if ahead is not None:  # it was skipped while this daemon was away, and is first heard of now
-                self.give_up_snapshot(snapshot, f"rank {ahead} went on to step {self.begun[ahead].step}")
-                return
-            self.wanted_open.add(snapshot)
-            self.grant_waiting()
-            if self.no_memory and snapshot in self.wanted_open:  # better the ranks hear it than that they wait
-                self.give_up_snapshot(
-                    snapshot, f"memory budget of node {self.ctx.name_of(self.ctx.node)}: {self.no_memory}"
-                )
-
     def grant_waiting(self) -> None:
-        """Open slots for what waits, oldest snapshot first, and grant them to the ranks that asked."""
-        for snapshot in sorted(self.wanted_open | {begin.snapshot for begin in self.begins.values()}):
-            slot = self.slot_of(snapshot) or self._open(snapshot)
-            if slot is None:
-                continue
-            self.wanted_open.discard(snapshot)
-            for role, begin in list(self.begins.items()):
-                if begin.snapshot == snapshot and slot.phase is Phase.STAGING:
-                    del self.begins[role]
-                    slot.writing.add(self.roles[role])
-                    granted = messages.Granted(self.name, snapshot, slot.index, slot.generation)
-                    self.ctx.reply(self.roles[role], granted)
-
-    def _open(self, snapshot: SnapshotId) -> Slot | None:
-        geometry = None if self.current is None else self.geometry(self.current)
-        if geometry is None or not self.planned:
-            return None
-        local = geometry.layout.roles_on(self.ctx.node)
-        # A process of an earlier attempt, or one that has not come back since this worker started, may still be writing
-        # into memory that it mapped; its slot must not be given to a new snapshot under its hands.
-        if set(local) - set(self.roles) or any(attempt < self.attempt for attempt in self.writers.values()):
-            return None
-        empty = [slot for slot in self.slots if slot.phase is Phase.EMPTY and slot.layout_id == self.current]
-        slot = next((slot for slot in empty if not slot.writing and not slot.reserved), None)
-        if slot is None:
-            return None
-        slot.claim(Phase.STAGING, snapshot)
-        slot.transfer = Transfer(geometry, self.ctx.node)
-        slot.deadline_ns = self.ctx.seconds(limits.PROTECT_STALL_S)
-        self.ctx.tell_group(messages.SnapshotOpened(self.name, snapshot))
-        return slot
+        """Something changed that may let a waiting snapshot open."""
+        self.openings.grant()
 
     def commit(self, snapshot: SnapshotId) -> None:
         """All facts were seen by somebody: keep this snapshot, free what is older."""
@@ -398,8 +310,7 @@ class Job:
         for other in self.slots:
             if other.snapshot is not None and other.snapshot < snapshot and other.phase is not Phase.REBUILDING:
                 self.release(other)  # a rebuild ends its own slot: its orders may still be under way
-        self.begins = {role: begin for role, begin in self.begins.items() if begin.snapshot > snapshot}
-        self.wanted_open = {wanted for wanted in self.wanted_open if wanted > snapshot}
+        self.openings.committed(snapshot)
         self.tell_progress()
         self.ensure_memory()
         self.grant_waiting()
@@ -441,14 +352,7 @@ class Job:
         slot = self.slot_of(snapshot)
         if slot is not None and slot.phase is not Phase.REBUILDING:
             self.release(slot)
-        for role, begin in list(self.begins.items()):
-            if begin.snapshot == snapshot:
-                del self.begins[role]
-                text = f"{snapshot} is given up: {reason}"
-                self.ctx.reply(
-                    self.roles[role], messages.Denied("Begin", self.name, ExitCode.DONE, text, snapshot=begin.snapshot)
-                )
-        self.wanted_open.discard(snapshot)
+        self.openings.given_up(snapshot, f"{snapshot} is given up: {reason}")
         self.tell_progress()
         self.ensure_memory()
         self.grant_waiting()

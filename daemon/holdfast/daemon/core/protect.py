@@ -141,7 +141,7 @@ class Protect:
         """A member announced digests of its chunks."""
         slot = self.job.slot_of(said.snapshot)
         if slot is None:
-            self.job.want_open(said.snapshot)
+            self.job.openings.want(said.snapshot)
             slot = self.job.slot_of(said.snapshot)
         if slot is None or slot.transfer is None or said.node not in slot.transfer.waiting:
             return  # nothing is open, or the digests are our own or of another group
@@ -258,7 +258,7 @@ class Protect:
         """A holder has room."""
         slot = self.job.slot_of(snapshot)
         if slot is None:
-            self.job.want_open(snapshot)
+            self.job.openings.want(snapshot)
             slot = self.job.slot_of(snapshot)
         if slot is None or slot.transfer is None or node not in slot.transfer.waiting:
             return  # no slot is free yet, or the node is of another group: it takes no chunks of ours
