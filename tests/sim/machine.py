@@ -4,12 +4,9 @@ The hands do what the daemon's shell does, in the same order: the ledger at once
 another, chunks read when they leave, received frames kept by key until dropped. The bytes are real.
 """
 
-from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 
-import numpy as np
-from holdfast.coding import CodeParams, chunk_digest, decode_matrix, parity_matrix, select_engine
+from holdfast.coding import CodeParams, chunk_digest
 from holdfast.daemon.core import actions, events
 from holdfast.daemon.core.context import Context
 from holdfast.daemon.core.ledger import decode_ledger, encode_ledger
@@ -21,26 +18,13 @@ from holdfast.protocol.config import ClusterConfig, config_digest
 from holdfast.protocol.layout import Geometry, Layout
 from holdfast.protocol.placement import Placement
 
+from sim.coder import CODING_ORDERS, Coder, Held
 from sim.network import Network
 from sim.world import World
 
-ENGINE = select_engine("numpy")
 TICK_S = 0.25
+CHECK_EVERY_EVENTS = 4  # a broken invariant stays broken; looking at every event would take a quarter of all time
 NODE_BYTES_FREE = 1 << 40
-
-
-@dataclass(slots=True)
-class Held:
-    """A slot's memory, as the keeper holds it: it outlives workers and trainers."""
-
-    data: bytearray
-    parity: bytearray
-    digests: list[int]
-
-    @property
-    def held_bytes(self) -> int:
-        """What it counts against the budget."""
-        return len(self.data) + len(self.parity) + 8 * len(self.digests)
 
 
 class Client:
@@ -102,7 +86,7 @@ class Machine:
             incarnation=record.incarnation if record else self.incarnation,
             worker_session=record.worker_session + 1 if record else 1,
             budget_bytes=self.budget_bytes,
-            engine=ENGINE.name,
+            engine="simulated",
             bulk_port=self.next_port,
             free_bytes=NODE_BYTES_FREE,
         )
@@ -174,10 +158,9 @@ class Worker:
         self.next_client = 1
         self.frames: dict[ChunkKey, bytes] = {}
         self.ports: dict[int, int] = {}
-        self.coding: deque[actions.Action] = deque()
-        self.coding_busy = False
         members = len(machine.placement.groups[machine.placement.group_of(machine.node)])
         self.params = CodeParams(members - machine.config.parity, machine.config.parity)
+        self.coder = Coder(self, self.params)
 
     # --- events ---
 
@@ -202,7 +185,8 @@ class Worker:
 
     def perform(self, decided: list[actions.Action], event: events.Event | None) -> None:
         """Carry out what the core decided, in order; the process may die between two actions."""
-        self.node.check()
+        if self.world.event_count % CHECK_EVERY_EVENTS == 0:
+            self.node.check()
         if self.crash_after_actions == 0 and decided:
             self.machine.crash_worker()  # before the ledger: nothing of this event ever happened
             return
@@ -222,21 +206,14 @@ class Worker:
                 self.world.after(self.world.between(0.001, 0.05), lambda: self._allocate(action))
             case actions.Free(memory):
                 machine.held.pop(memory, None)
-            case (
-                actions.DigestChunks()
-                | actions.EncodeParity()
-                | actions.RebuildStripe()
-                | actions.VerifyChunks()
-                | actions.ServeChunk()
-            ):
-                self.coding.append(action)
-                self._next_coding()
+            case _ if isinstance(action, CODING_ORDERS):
+                self.coder.order(action)
             case actions.SendPeer(node, message):
                 self._send_peer(node, message)
             case actions.SendChunk(node, memory, header):
                 held = machine.held.get(memory)
                 if held is not None:
-                    self._send_chunk(node, header, self._chunk(held.data, header.chunk))
+                    self.send_chunk(node, header, self.coder.chunk(held.data, header.chunk))
             case actions.StoreDigests(memory, first, digests):
                 held = machine.held.get(memory)
                 if held is not None:
@@ -266,7 +243,7 @@ class Worker:
     def _send_peer(self, node: int, message: messages.PeerMessage) -> None:
         config = self.machine.config
         if not isinstance(message, messages.Heartbeat):
-            self.world.note(f"{self.machine.name} -> n{node}: {message}")
+            self.world.note(self.machine.name, " -> n", node, ": ", message)
         frame = frames.encode_peer(
             message,
             cluster=config.cluster_name,
@@ -285,7 +262,8 @@ class Worker:
 
         self.machine.network.send(self.machine.node, node, "control", deliver)
 
-    def _send_chunk(self, node: int, header: messages.ChunkHeader, view: memoryview) -> None:
+    def send_chunk(self, node: int, header: messages.ChunkHeader, view: memoryview) -> None:
+        """A chunk leaves when there is a connection; its bytes are read then."""
         receiver = self.machine.machines[node]
 
         def leave() -> None:
@@ -327,7 +305,7 @@ class Worker:
 
     def said(self, client: Client, message: messages.ClientMessage) -> None:
         """A trainer says something; it arrives a little later, in order."""
-        self.world.note(f"client {client.number} of {self.machine.name}: {message}")
+        self.world.note("client ", client.number, " of ", self.machine.name, ": ", message)
         heard = frames.decode_client(frames.encode(message))
         client.last_ns = max(client.last_ns + 1, self.world.now_ns + int(self.world.between(0, 0.002) * 1e9))
 
@@ -366,7 +344,7 @@ class Worker:
 
     def _reply(self, number: int, message: messages.DaemonMessage) -> None:
         if not isinstance(message, messages.ShardPending):
-            self.world.note(f"{self.machine.name} -> client {number}: {message}")
+            self.world.note(self.machine.name, " -> client ", number, ": ", message)
         heard = frames.decode_daemon(frames.encode(message))
         self._to_client(number, lambda client: client.hear(heard))
 
@@ -392,95 +370,3 @@ class Worker:
             bytearray(sizes.data_bytes), bytearray(sizes.parity_bytes), [0] * sizes.digest_count
         )
         self.handle(events.MemoryReady(action.memory))
-
-    def _chunk(self, data: bytearray, chunk: int) -> memoryview:
-        size = self.machine.config.chunk_bytes
-        return memoryview(data)[chunk * size : (chunk + 1) * size]
-
-    def _next_coding(self) -> None:
-        """One coding thread: it takes its inputs when it starts an order, and its result shows when it ends."""
-        if self.coding_busy or not self.coding or self.dead:
-            return
-        self.coding_busy = True
-        finish = self._begin_coding(self.coding.popleft())
-
-        def end() -> None:
-            self.coding_busy = False
-            if self.dead:
-                return
-            event = finish()
-            if event is not None:
-                self.put(event, 0.001)
-            self._next_coding()
-
-        self.world.after(self.world.between(0.0001, self.machine.coding_s_max), end)
-
-    def _begin_coding(self, action: actions.Action) -> Callable[[], events.Event | None]:
-        memory = getattr(action, "memory", None)
-        assert isinstance(memory, Memory)
-        held = self.machine.held.get(memory)
-        match action:
-            case actions.ServeChunk():
-                return lambda: self._serve(action, held)
-            case _ if held is None:
-                return lambda: None
-            case actions.DigestChunks(_, _, first, count):
-                digests = tuple(chunk_digest(self._chunk(held.data, chunk)) for chunk in range(first, first + count))
-                return lambda: self._digested(action, digests)
-            case actions.VerifyChunks(_, ticket, first, expected):
-                bad = tuple(
-                    chunk
-                    for chunk, digest in enumerate(expected, start=first)
-                    if chunk_digest(self._chunk(held.data, chunk)) != digest
-                )
-                return lambda: events.ChunksVerified(memory, ticket, bad)
-            case actions.EncodeParity() | actions.RebuildStripe():
-                payloads = {position: self.frames.get(key) for position, key in action.sources}
-                if any(payload is None for payload in payloads.values()):
-                    return lambda: None
-                sources = {position: payload for position, payload in payloads.items() if payload is not None}
-                if isinstance(action, actions.EncodeParity):
-                    return lambda: self._encode(action, held, sources)
-                return lambda: self._rebuild(action, held, sources)
-            case _:
-                raise AssertionError(action)
-
-    def _digested(self, action: actions.DigestChunks, digests: tuple[int, ...]) -> events.Event:
-        return events.ChunksDigested(action.memory, action.snapshot, action.first_chunk, digests)
-
-    def _serve(self, action: actions.ServeChunk, held: Held | None) -> events.Event | None:
-        if held is not None:
-            source = memoryview(held.data if action.header.kind == "data" else held.parity)
-            chunk = source[action.offset_bytes : action.offset_bytes + self.machine.config.chunk_bytes]
-            if chunk_digest(chunk) == action.digest:
-                self._send_chunk(action.node, action.header, chunk)
-                return None
-        return events.ChunkNotServed(action.node, action.header)
-
-    def _encode(self, action: actions.EncodeParity, held: Held, sources: dict[int, bytes]) -> events.Event:
-        parity = self._chunk(held.parity, action.parity_index)
-        row = parity_matrix(self.params)[action.row : action.row + 1, list(sources)]
-        ENGINE.matmul(row, list(sources.values()), [parity])
-        for _, key in action.sources:
-            self.frames.pop(key, None)
-        return events.ParityEncoded(action.memory, action.snapshot, action.stripe, chunk_digest(parity))
-
-    def _rebuild(self, action: actions.RebuildStripe, held: Held, sources: dict[int, bytes]) -> events.Event:
-        found: dict[int, bytes | memoryview] = dict(sources)
-        available = sorted([*sources, *action.zero_positions])
-        wanted = [position for position, _ in action.missing]
-        place = self._chunk(held.data if action.kind == "data" else held.parity, action.chunk)
-        if wanted:
-            rows = decode_matrix(self.params, available=available, wanted=wanted)
-            outputs = [place if p == action.wanted_position else memoryview(bytearray(len(place))) for p in wanted]
-            columns = [i for i, position in enumerate(available) if position in found]
-            ENGINE.matmul(np.ascontiguousarray(rows[:, columns]), [found[available[i]] for i in columns], outputs)
-            found |= dict(zip(wanted, outputs, strict=True))
-        bad = tuple(position for position, digest in action.missing if chunk_digest(found[position]) != digest)
-        if action.kind == "parity" and not bad:
-            data = [position for position in sorted(found) if position < self.params.data_count]
-            row = parity_matrix(self.params)[action.wanted_position - self.params.data_count, data].reshape(1, -1)
-            ENGINE.matmul(row, [found[position] for position in data], [place])
-        for _, key in action.sources:
-            self.frames.pop(key, None)
-        return events.StripeRebuilt(action.memory, action.snapshot, action.stripe, chunk_digest(place), bad)

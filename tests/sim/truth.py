@@ -7,14 +7,15 @@ core's state only to see what it claims, never to learn what is true.
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from holdfast.coding import chunk_digest, parity_matrix
+from holdfast.coding import chunk_digest
 from holdfast.daemon.core import actions
 from holdfast.daemon.core.slot import COMPLETE, Phase, Slot
 from holdfast.protocol import messages
 from holdfast.protocol.ids import SnapshotId
 from holdfast.protocol.layout import Geometry, Layout
 
-from sim.machine import ENGINE, Held, Machine, Worker
+from sim.coder import Held, combine, parity_row
+from sim.machine import Machine, Worker
 
 JobSnapshot = tuple[str, SnapshotId]
 
@@ -47,6 +48,8 @@ class Truth:
     _phases: dict[tuple[int, str, int], Phase] = field(default_factory=dict)  # of every slot, after its last event
     _held: dict[int, set[JobSnapshot]] = field(default_factory=dict)  # node -> what it held after its last event
     _committed: dict[tuple[int, str], SnapshotId | None] = field(default_factory=dict)
+    _pieces: dict[int, int] = field(default_factory=dict)  # node -> pieces of memory after its last event
+    _seen: dict[int, list[object]] = field(default_factory=dict)  # node -> its claims after its last event
 
     # --- notes ---
 
@@ -76,6 +79,7 @@ class Truth:
     def lost(self, node: int) -> None:
         """A machine's memory is gone."""
         self._held.pop(node, None)
+        self._seen.pop(node, None)
         for nodes in [*self.stated_now.values(), *self.denied_now.values()]:
             nodes.discard(node)
         for key in [key for key in self._committed if key[0] == node]:
@@ -110,13 +114,12 @@ class Truth:
         worker = self.machines[node].worker
         assert worker is not None
         for stripe in stripes.parity_stripes(me):
-            chunks = [bytes(size)] * stripes.data_count
+            chunks = [b""] * stripes.data_count  # absent chunks are zeros
             for position, member, chunk in stripes.contributions(stripe):
                 chunks[position] = images[member][chunk * size : (chunk + 1) * size]
-            row = stripes.parity_members(stripe).index(me)
+            row = parity_row(worker.params, stripes.parity_members(stripe).index(me))
             start = stripes.parity_index(stripe, me) * size
-            target = memoryview(parity)[start : start + size]
-            ENGINE.matmul(parity_matrix(worker.params)[row : row + 1], chunks, [target])
+            parity[start : start + size] = combine(row, chunks, size)
         return bytes(parity)
 
     # --- after every event ---
@@ -124,12 +127,20 @@ class Truth:
     def observe(self, worker: Worker, decided: Iterable[actions.Action]) -> None:
         """Hold a node's claims against the books."""
         machine = worker.machine
-        node, where = machine.node, machine.name
+        node = machine.node
+        where = machine.name
         for action in decided:
             if isinstance(action, actions.SendPeer) and isinstance(action.message, messages.NodeGaveUp):
                 said = action.message
                 if said.node == node:
                     self._observe_denial(node, (said.job, said.snapshot))
+        if self._pieces.get(node) != len(machine.held):
+            self._pieces[node] = len(machine.held)
+            self._observe_memory(machine)
+        claims = self._claims(worker)
+        if self._seen.get(node) == claims:
+            return
+        self._seen[node] = claims
         held: set[JobSnapshot] = set()
         for name, parts in worker.node.jobs.items():
             job = parts.job
@@ -160,10 +171,21 @@ class Truth:
                 self.let_go.setdefault((name, snapshot), set()).add(node)
             promise(newer or over or denied, f"{where} let {snapshot} of {name} go, whose fact it had stated")
         self._held[node] = held
-        reserved = sum(memory.held_bytes for memory in machine.held.values())
-        promise(
-            reserved <= machine.budget_bytes, f"{where} holds {reserved} bytes of a budget of {machine.budget_bytes}"
-        )
+
+    def _claims(self, worker: Worker) -> list[object]:
+        """All that `observe` looks at in a core; while it stays the same there is nothing to be held against it."""
+        claims: list[object] = [worker, len(self.chosen)]
+        for name, parts in worker.node.jobs.items():
+            job = parts.job
+            claims += [name, job.attempt, job.committed, tuple(job.given_up)]
+            for slot in job.slots:
+                claims += [slot.phase, slot.snapshot]
+        return claims
+
+    @staticmethod
+    def _observe_memory(machine: Machine) -> None:
+        reserved, budget = sum(memory.held_bytes for memory in machine.held.values()), machine.budget_bytes
+        promise(reserved <= budget, f"{machine.name} holds {reserved} bytes of a budget of {budget}")
 
     def _observe_denial(self, node: int, key: JobSnapshot) -> None:
         self.denied.setdefault(key, set()).add(node)

@@ -17,7 +17,9 @@ class World:
     seed: int
     now_ns: int = 0
     event_count: int = 0
-    transcript: list[str] = field(default_factory=list)
+    notes: list[tuple[int, tuple[object, ...]]] = field(
+        default_factory=list
+    )  # (instant, what is said); said when asked
     random: Random = field(init=False)
     _heap: list[tuple[int, int, Callable[[], None]]] = field(default_factory=list)
     _sequence: "itertools.count[int]" = field(default_factory=itertools.count)
@@ -57,8 +59,13 @@ class World:
         """A number between two."""
         return self.random.uniform(low, high)
 
-    def note(self, text: str) -> None:
-        """A line of the transcript."""
-        if len(self.transcript) >= TRANSCRIPT_LINES_MAX:
-            del self.transcript[: TRANSCRIPT_LINES_MAX // 2]
-        self.transcript.append(f"{self.now_s:10.4f} {text}")
+    def note(self, *parts: object) -> None:
+        """A line of the transcript; its parts, frozen ones, become text only when somebody reads it."""
+        if len(self.notes) >= TRANSCRIPT_LINES_MAX:
+            del self.notes[: TRANSCRIPT_LINES_MAX // 2]
+        self.notes.append((self.now_ns, parts))
+
+    @property
+    def transcript(self) -> list[str]:
+        """All lines that are kept."""
+        return [f"{now_ns / NS_PER_S:10.4f} {''.join(map(str, parts))}" for now_ns, parts in self.notes]

@@ -70,7 +70,7 @@ def attach_and_plan() -> str:
 def stage_protect_commit_release() -> str:
     cluster = small_cluster()
     until(cluster, lambda: committed_step(cluster) == 0)
-    until(cluster, lambda: all(not worker.coding for machine in cluster.machines if (worker := machine.worker)))
+    until(cluster, lambda: all(not worker.coder.orders for machine in cluster.machines if (worker := machine.worker)))
     first = len(cluster.world.transcript)
     until(cluster, lambda: committed_step(cluster) == 1)
     return shown(cluster, first)

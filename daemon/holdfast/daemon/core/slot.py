@@ -33,6 +33,8 @@ class Phase(Enum):
     COMMITTED = "committed"  # may be restored
     REBUILDING = "rebuilding"  # being filled from the survivors' chunks
 
+    __hash__ = object.__hash__  # members are single objects; Enum's own hashes the name, in Python, at every look-up
+
 
 COMPLETE = frozenset({Phase.PROTECTED, Phase.COMMITTED})
 IN_FLIGHT = frozenset({Phase.STAGING, Phase.SEALED})
@@ -134,4 +136,4 @@ class Slot:
             self.transfer.check()
         if self.phase in COMPLETE:
             assert self.geometry is not None
-            assert all(d is not None for d in self.digests[: sum(self.geometry.stripes(self.node).chunk_counts)])
+            assert None not in self.digests[: sum(self.geometry.stripes(self.node).chunk_counts)]

@@ -222,8 +222,8 @@ class Transfer:
     def check(self) -> None:
         """Assert that the counts say what the tables say."""
         tables = [self.own_digests, *self.announced.values()]
-        assert self.unknown_count == sum(digest is None for table in tables for digest in table)
-        assert self.digested_count == sum(digest is not None for digest in self.own_digests)
+        assert self.unknown_count == sum(table.count(None) for table in tables)
+        assert self.digested_count == len(self.own_digests) - self.own_digests.count(None)
 
     def silent_nodes(self) -> list[int]:
         """The nodes of the group whose digests are not all known."""

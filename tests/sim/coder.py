@@ -1,0 +1,170 @@
+"""The coding thread of a simulated worker: one queue, one order at a time, real bytes.
+
+Products are looked up in `bytes.translate` tables and sums are one big XOR: for chunks of a few dozen bytes that is
+faster than any engine, and it checks the engines' matrices with arithmetic of its own.
+"""
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING
+
+from holdfast.coding import CodeParams, chunk_digest, decode_matrix, parity_matrix
+from holdfast.coding.field import multiples_of
+from holdfast.daemon.core import actions, events
+from holdfast.daemon.core.memory import Memory
+
+if TYPE_CHECKING:
+    from sim.machine import Worker
+
+CODING_ORDERS = (
+    actions.DigestChunks,
+    actions.EncodeParity,
+    actions.RebuildStripe,
+    actions.VerifyChunks,
+    actions.ServeChunk,
+)
+
+
+@dataclass(slots=True)
+class Held:
+    """A slot's memory, as the keeper holds it: it outlives workers and trainers."""
+
+    data: bytearray
+    parity: bytearray
+    digests: list[int]
+
+    @property
+    def held_bytes(self) -> int:
+        """What it counts against the budget."""
+        return len(self.data) + len(self.parity) + 8 * len(self.digests)
+
+
+def combine(coefficients: Sequence[int], chunks: Sequence[bytes | bytearray | memoryview], size: int) -> bytes:
+    """The sum of products over GF(2^8): bytes of one chunk."""
+    total = 0
+    for coefficient, chunk in zip(coefficients, chunks, strict=True):
+        total ^= int.from_bytes(bytes(chunk).translate(multiples_of(coefficient)), "little")
+    return total.to_bytes(size, "little")
+
+
+@cache
+def parity_row(params: CodeParams, row: int) -> tuple[int, ...]:
+    """The coefficients of one parity row, by data position."""
+    return tuple(int(value) for value in parity_matrix(params)[row])
+
+
+@cache
+def decode_rows(params: CodeParams, available: tuple[int, ...], wanted: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+    """Coefficients that make the wanted chunks from the available ones: a row for each, in order."""
+    found = decode_matrix(params, available=available, wanted=wanted)
+    return tuple(tuple(int(value) for value in row) for row in found)
+
+
+class Coder:
+    """One coding thread: it takes its inputs when it starts an order, and its result shows when it ends."""
+
+    def __init__(self, worker: "Worker", params: CodeParams) -> None:
+        self.worker, self.params, self.world = worker, params, worker.world
+        self.orders: deque[actions.Action] = deque()
+        self.busy = False
+
+    def order(self, action: actions.Action) -> None:
+        """Queue one piece of work."""
+        self.orders.append(action)
+        self._next()
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is queued or under way."""
+        return not self.busy and not self.orders
+
+    def _next(self) -> None:
+        if self.busy or not self.orders or self.worker.dead:
+            return
+        self.busy = True
+        finish = self._begin(self.orders.popleft())
+
+        def end() -> None:
+            self.busy = False
+            if self.worker.dead:
+                return
+            event = finish()
+            if event is not None:
+                self.worker.put(event, 0.001)
+            self._next()
+
+        self.world.after(self.world.between(0.0001, self.worker.machine.coding_s_max), end)
+
+    def chunk(self, data: bytearray, chunk: int) -> memoryview:
+        """A chunk's place."""
+        size = self.worker.machine.config.chunk_bytes
+        return memoryview(data)[chunk * size : (chunk + 1) * size]
+
+    def _begin(self, action: actions.Action) -> Callable[[], events.Event | None]:
+        memory = getattr(action, "memory", None)
+        assert isinstance(memory, Memory)
+        held = self.worker.machine.held.get(memory)
+        match action:
+            case actions.ServeChunk():
+                return lambda: self._serve(action, held)
+            case _ if held is None:
+                return lambda: None
+            case actions.DigestChunks(_, snapshot, first, count):
+                digests = tuple(chunk_digest(self.chunk(held.data, chunk)) for chunk in range(first, first + count))
+                return lambda: events.ChunksDigested(memory, snapshot, first, digests)
+            case actions.VerifyChunks(_, ticket, first, expected):
+                bad = tuple(
+                    chunk
+                    for chunk, digest in enumerate(expected, start=first)
+                    if chunk_digest(self.chunk(held.data, chunk)) != digest
+                )
+                return lambda: events.ChunksVerified(memory, ticket, bad)
+            case actions.EncodeParity() | actions.RebuildStripe():
+                payloads = {position: self.worker.frames.get(key) for position, key in action.sources}
+                if any(payload is None for payload in payloads.values()):
+                    return lambda: None
+                sources = {position: payload for position, payload in payloads.items() if payload is not None}
+                if isinstance(action, actions.EncodeParity):
+                    return lambda: self._encode(action, held, sources)
+                return lambda: self._rebuild(action, held, sources)
+            case _:
+                raise AssertionError(action)
+
+    def _serve(self, action: actions.ServeChunk, held: Held | None) -> events.Event | None:
+        if held is not None:
+            source = memoryview(held.data if action.header.kind == "data" else held.parity)
+            chunk = source[action.offset_bytes : action.offset_bytes + self.worker.machine.config.chunk_bytes]
+            if chunk_digest(chunk) == action.digest:
+                self.worker.send_chunk(action.node, action.header, chunk)
+                return None
+        return events.ChunkNotServed(action.node, action.header)
+
+    def _drop(self, sources: tuple[tuple[int, object], ...]) -> None:
+        for _, key in sources:
+            self.worker.frames.pop(key, None)  # type: ignore[call-overload]  # keys of any kind are looked up
+
+    def _encode(self, action: actions.EncodeParity, held: Held, sources: Mapping[int, bytes]) -> events.Event:
+        place, row = self.chunk(held.parity, action.parity_index), parity_row(self.params, action.row)
+        place[:] = combine([row[position] for position in sources], list(sources.values()), len(place))
+        self._drop(action.sources)
+        return events.ParityEncoded(action.memory, action.snapshot, action.stripe, chunk_digest(place))
+
+    def _rebuild(self, action: actions.RebuildStripe, held: Held, sources: Mapping[int, bytes]) -> events.Event:
+        found: dict[int, bytes] = dict(sources)
+        place = self.chunk(held.data if action.kind == "data" else held.parity, action.chunk)
+        if wanted := tuple(position for position, _ in action.missing):
+            available = tuple(sorted([*sources, *action.zero_positions]))
+            chunks = [found.get(position, b"") for position in available]  # absent chunks are zeros
+            for position, row in zip(wanted, decode_rows(self.params, available, wanted), strict=True):
+                found[position] = combine(row, chunks, len(place))
+                if position == action.wanted_position:
+                    place[:] = found[position]
+        bad = tuple(position for position, digest in action.missing if chunk_digest(found[position]) != digest)
+        if action.kind == "parity" and not bad:
+            data = [position for position in sorted(found) if position < self.params.data_count]
+            row = parity_row(self.params, action.wanted_position - self.params.data_count)
+            place[:] = combine([row[position] for position in data], [found[position] for position in data], len(place))
+        self._drop(action.sources)
+        return events.StripeRebuilt(action.memory, action.snapshot, action.stripe, chunk_digest(place), bad)
