@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -49,3 +50,12 @@ def test_a_process_that_is_gone_is_no_error(sleeper: Sleeper) -> None:
     assert not processes.alive(sleeper.pid)
     assert processes.arguments(sleeper.pid) == []
     assert processes.children(sleeper.pid) == []
+
+
+def test_an_environment_is_what_a_process_was_started_with() -> None:
+    with subprocess.Popen(["sleep", "60"], env={"HOLDFAST_X": "a=b", "PATH": "/bin:/usr/bin"}) as running:
+        deadline_s = time.monotonic() + 10
+        while (seen := processes.environment(running.pid)).get("HOLDFAST_X") != "a=b":
+            assert time.monotonic() < deadline_s, seen
+        running.kill()
+    assert processes.environment(running.pid) == {}

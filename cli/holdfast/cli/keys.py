@@ -157,7 +157,8 @@ def _rotate(args: argparse.Namespace) -> str:
         f"New keys for {', '.join(args.nodes)} in {args.dir}; the old ones are still accepted.\n"
         f"1. Copy all *{PUBLIC_SUFFIX} and *{RETIRED_SUFFIX} files to every node, and to each named node its new "
         f"*{SECRET_SUFFIX}.\n"
-        "2. Node by node: 'holdfast upgrade'. Snapshots stay where they are.\n"
+        "2. On each named node: 'holdfast upgrade'. Snapshots stay where they are; the others read the lists by "
+        "themselves.\n"
         f"3. When 'holdfast status' shows all nodes up: 'holdfast keys rotate --finish --dir {args.dir}'."
     )
 

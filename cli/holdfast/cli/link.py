@@ -1,6 +1,7 @@
 """The command line's one use of ZeroMQ: a short conversation with a daemon, and new keys."""
 
 import socket
+import struct
 import time
 from os import environ
 from pathlib import Path
@@ -13,6 +14,7 @@ from holdfast.protocol.exit_codes import ExitCode, OperatorError
 ANSWER_S = 5.0  # a daemon answers within milliseconds, the collector within a heartbeat; longer means that it hangs
 HEARD_S = 2 * limits.JOIN_S  # by then a fresh collector has heard every node that lives
 LOOK_S = 0.2  # between two looks at the status
+_CREDENTIALS = struct.Struct("iII")  # pid, uid, gid
 
 T = TypeVar("T", messages.StatusAnswer, messages.RecoverAnswer, messages.ForgetAnswer)
 
@@ -72,6 +74,13 @@ class Daemon:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    @property
+    def pid(self) -> int:
+        """The worker's process; 0 if it is in a container that this command can't look into."""
+        raw = self._door.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        pid, _, _ = _CREDENTIALS.unpack(raw)
+        return int(pid)
 
     def close(self) -> None:
         """End the conversation."""

@@ -12,6 +12,7 @@ from pathlib import Path
 
 END_S = 10.0  # a killed process is gone within milliseconds; longer means that it hangs in the kernel
 _LOOK_S = 0.02
+_ENVIRONMENT_BYTES_MAX = 2 << 20  # the kernel's own limit for arguments and environment together
 _ARGUMENTS_BYTES_MAX = 64 << 10  # of one command line that are looked at; ours are shorter than 4 KiB
 
 
@@ -40,6 +41,16 @@ def arguments(pid: int) -> list[str]:
             return [os.fsdecode(word) for word in stream.read(_ARGUMENTS_BYTES_MAX).split(b"\0")]
     except OSError:
         return []
+
+
+def environment(pid: int) -> dict[str, str]:
+    """The environment that a process was started with; empty if it is gone or somebody else's."""
+    try:
+        with Path(f"/proc/{pid}/environ").open("rb") as stream:
+            words = stream.read(_ENVIRONMENT_BYTES_MAX).split(b"\0")
+    except OSError:
+        return {}
+    return dict(os.fsdecode(word).split("=", 1) for word in words if b"=" in word)
 
 
 def using(path: Path) -> list[int]:

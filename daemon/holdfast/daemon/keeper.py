@@ -3,12 +3,17 @@
 Covers starting the worker, restarting it when it dies, and keeping the memory descriptors that it hands over. Knows
 nothing of what is in the memory. Standard library only, no threads, no network: there is little here that could fail.
 
-The worker speaks over a SOCK_SEQPACKET pair: ``hold NAME`` with one descriptor, ``drop NAME``, and ``ended CODE`` when
-it stops on purpose. A new worker is first told all that is held (``have NAME`` with its descriptor), then ``start``. A
-worker whose keeper was killed starts a new one with ``--adopt PID --channel FD`` and hands everything over.
+The worker speaks over a SOCK_SEQPACKET pair: ``hold NAME`` with one descriptor, ``drop NAME``, ``ready``, ``alive``
+as long as its loop turns, ``ended CODE``. A new worker is first told all that is held (``have NAME`` with its
+descriptor), then ``start``. A worker whose keeper was killed starts a new one with ``--adopt PID --channel FD`` and
+hands everything over. Under systemd its descriptor store holds the same descriptors, for a keeper that is restarted.
+
+Signals: SIGTERM and SIGINT stop the worker and then the keeper; SIGHUP replaces the worker by one that reads config,
+keys and code again. Whatever a worker that once ran ends with, the memory stays held and another one is tried.
 """
 
 import argparse
+import contextlib
 import os
 import select
 import signal
@@ -18,13 +23,18 @@ import sys
 import time
 from collections.abc import Sequence
 
+from holdfast.daemon.service_manager import ServiceManager
+
 MESSAGE_BYTES_MAX = 512  # a verb and a name
 HELD_COUNT_MAX = 4096  # descriptors; far below what a process may open by default
 RESTART_PAUSE_S = 0.2  # between a worker's death and its successor, so that a worker that can't start doesn't spin
+RETRY_PAUSE_S = 2.0  # the same, after one that ran was followed by one that refuses the config or the keys
+SILENT_S = 60.0  # a worker whose loop has not turned for so long hangs, and is replaced; busy ones say so every second
+LOOK_S = 1.0  # between two looks at the clock
 STOP_WAIT_S = 30.0  # a worker asked to stop gets so long before it is killed
-FINAL_EXITS = frozenset(
-    {0, 2, 5}
-)  # stopped on purpose; wrong usage or config; wrong cluster or key: restarting won't help
+STOPPED_EXIT = 0  # on purpose
+RESTART_EXIT = 75  # "another one of me, please": EX_TEMPFAIL of sysexits.h
+REFUSING_EXITS = frozenset({2, 5})  # wrong usage or config; wrong cluster or key: at the first start nothing helps
 
 
 def say(text: str) -> None:
@@ -36,18 +46,26 @@ def say(text: str) -> None:
 class Keeper:
     """The descriptors, and the life of the worker."""
 
-    def __init__(self, worker_arguments: Sequence[str]) -> None:
+    def __init__(self, worker_arguments: Sequence[str], manager: ServiceManager) -> None:
         self.worker_arguments = list(worker_arguments)
-        self.held: dict[str, int] = {}
+        self.manager = manager
+        self.held = manager.given()
         self.worker_pid = 0
         self.stopping = False
+        self.proven = False  # a worker has run with this config and these keys
+        self.heard_s = 0.0  # when the worker's loop was last known to turn
         self.ended: int | None = None  # the exit code that the worker announced: of an adopted one there is no other
 
     def on_signal(self, number: int, _frame: object) -> None:
-        """Pass a stop on to the worker; its exit ends the keeper too."""
-        self.stopping = self.stopping or number != signal.SIGHUP
+        """Pass a signal on to the worker; its exit, after a request to stop, ends the keeper too."""
+        if number == signal.SIGHUP:
+            self.manager.reloading()
+        else:
+            self.stopping = True
+            self.manager.tell("STOPPING=1")
         if self.worker_pid:
-            os.kill(self.worker_pid, number)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.worker_pid, number)
 
     def start_worker(self) -> tuple[socket.socket, int]:
         """Start a worker and tell it what is held. Returns the channel and a pidfd."""
@@ -59,6 +77,8 @@ class Keeper:
             [*command, "--keeper-fd", str(theirs.fileno())], pass_fds=[theirs.fileno()]
         ).pid
         theirs.close()
+        if self.stopping:  # asked to while it was being made, when there was nobody yet to pass it on to
+            os.kill(self.worker_pid, signal.SIGTERM)
         try:
             for name, descriptor in self.held.items():
                 socket.send_fds(ours, [f"have {name}".encode()], [descriptor])
@@ -73,12 +93,20 @@ class Keeper:
         poller.register(channel, select.POLLIN)
         poller.register(pidfd, select.POLLIN)
         deadline_s = float("inf")
+        self.heard_s = time.monotonic()
+        look_s = min(LOOK_S, (self.manager.watchdog_s or LOOK_S) / 3)
         while True:
+            now_s = time.monotonic()
             if self.stopping and deadline_s == float("inf"):
-                deadline_s = time.monotonic() + STOP_WAIT_S
-            if time.monotonic() > deadline_s:
-                os.kill(self.worker_pid, signal.SIGKILL)
-            ready = {descriptor for descriptor, _ in poller.poll(1000)}
+                deadline_s = now_s + STOP_WAIT_S
+            hangs = now_s > self.heard_s + SILENT_S
+            if now_s > deadline_s or hangs:
+                say(f"keeper: worker {self.worker_pid} {'has been silent' if hangs else 'does not stop'}; killing it")
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                self.heard_s = now_s
+            if self.manager.watchdog_s is not None:
+                self.manager.tell("WATCHDOG=1")
+            ready = {descriptor for descriptor, _ in poller.poll(look_s * 1000)}
             if channel.fileno() in ready and not self.serve(channel):
                 poller.unregister(channel)
             if pidfd in ready:
@@ -87,8 +115,9 @@ class Keeper:
             pass
         channel.close()
         os.close(pidfd)
+        pid, self.worker_pid = self.worker_pid, 0  # from here on a signal has nobody to go to
         try:
-            _, status = os.waitpid(self.worker_pid, 0)
+            _, status = os.waitpid(pid, 0)
         except ChildProcessError:
             return self.ended
         code = os.waitstatus_to_exitcode(status)
@@ -103,13 +132,16 @@ class Keeper:
         except OSError:
             return False
         verb, _, name = message.decode(errors="replace").partition(" ")
+        self.heard_s = time.monotonic()
         if verb == "hold" and descriptors and len(self.held) < HELD_COUNT_MAX:
-            previous = self.held.pop(name, None)
+            self.let_go(name)
             self.held[name] = descriptors[0]
-            if previous is not None:
-                os.close(previous)
-        elif verb == "drop" and name in self.held:
-            os.close(self.held.pop(name))
+            self.manager.store(name, descriptors[0])
+        elif verb == "drop":
+            self.let_go(name)
+        elif verb == "ready":
+            self.proven = True
+            self.manager.tell("READY=1", f"STATUS=worker {self.worker_pid}, {len(self.held)} pieces of memory held")
         elif verb == "ended" and name.isdecimal():
             self.ended = int(name)
         else:
@@ -117,16 +149,39 @@ class Keeper:
                 os.close(descriptor)
         return bool(message)
 
+    def let_go(self, name: str) -> None:
+        """Close what is held under a name, here and at the service manager's."""
+        descriptor = self.held.pop(name, None)
+        if descriptor is not None:
+            os.close(descriptor)
+            self.manager.unstore(name)
+
     def run(self, adopted: tuple[socket.socket, int] | None) -> int:
         """Keep a worker running until it stops on purpose."""
+        self.proven = adopted is not None
         while True:
             channel, pidfd = adopted or self.start_worker()
             adopted = None
             code = self.watch(channel, pidfd)
-            if self.stopping or code in FINAL_EXITS:
-                return code if code is not None else 0
-            say(f"keeper: worker {self.worker_pid} ended ({code}); starting another")
-            time.sleep(RESTART_PAUSE_S)
+            refuses = code in REFUSING_EXITS
+            if self.stopping or code == STOPPED_EXIT or (refuses and not self.proven):
+                return code if code not in {None, RESTART_EXIT} else 0
+            if refuses:
+                say(f"keeper: the new worker refuses to start ({code}, see above); {len(self.held)} pieces of memory "
+                    f"stay held, trying again in {RETRY_PAUSE_S} s")  # fmt: skip
+            elif code != RESTART_EXIT:
+                say(f"keeper: the worker ended ({code}); starting another")
+            self.pause(RETRY_PAUSE_S if refuses else 0.0 if code == RESTART_EXIT else RESTART_PAUSE_S)
+            if self.stopping:
+                return 0
+
+    def pause(self, seconds: float) -> None:
+        """Wait between two workers; a request to stop ends it, and the service manager hears that we live."""
+        deadline_s = time.monotonic() + seconds
+        while not self.stopping and (left_s := deadline_s - time.monotonic()) > 0:
+            if self.manager.watchdog_s is not None:
+                self.manager.tell("WATCHDOG=1")
+            time.sleep(min(left_s, RESTART_PAUSE_S))
 
 
 def main() -> int:
@@ -139,7 +194,8 @@ def main() -> int:
     parser.add_argument("--channel", type=int, default=-1)
     parser.add_argument("worker", nargs=argparse.REMAINDER)
     arguments = parser.parse_args()
-    keeper = Keeper([argument for argument in arguments.worker if argument != "--"])
+    worker = [argument for argument in arguments.worker if argument != "--"]
+    keeper = Keeper(worker, ServiceManager(os.environ))
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, keeper.on_signal)
     adopted = None

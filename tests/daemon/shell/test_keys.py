@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from holdfast.cli.keys import rotate_keys, write_keys
-from holdfast.daemon.shell.keys import load_keys
+from holdfast.daemon.shell.keys import load_keys, reread
 from holdfast.daemon.shell.network import public_key_of
 from holdfast.protocol.config import ClusterConfig, NodeConfig
 from holdfast.protocol.exit_codes import ExitCode, OperatorError
@@ -113,3 +113,14 @@ def test_no_folder_configured_means_no_keys() -> None:
     node = NodeConfig(name="a", host="127.0.0.1", port=7400, domain="a")
     config = ClusterConfig(cluster_name="lab", nodes=(node,), parity=0)
     assert load_keys(config, 0, public_of=public_key_of) is None
+
+
+def test_a_list_read_again_knows_the_new_key_and_a_broken_one_changes_nothing(config: ClusterConfig) -> None:
+    keys = load_keys(config, 1, public_of=public_key_of)
+    assert keys is not None
+    rotate_keys(folder_of(config), ["a"])
+    fresh = reread(keys, config)
+    assert fresh.of(0) != keys.of(0) == fresh.of(0, 1)
+    assert (fresh.public, fresh.secret) == (keys.public, keys.secret)
+    (folder_of(config) / "c.key").unlink()
+    assert reread(fresh, config) is fresh

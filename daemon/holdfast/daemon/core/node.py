@@ -23,6 +23,7 @@ from holdfast.daemon.core.peers import Peers
 from holdfast.daemon.core.protect import key_of
 from holdfast.daemon.core.registry import JobParts, Registry
 from holdfast.daemon.core.restoring import Restoring
+from holdfast.daemon.core.slot import Phase
 from holdfast.protocol import limits, messages
 
 
@@ -59,6 +60,11 @@ class Node:
     def status(self) -> dict[str, object]:
         """The cluster as this node sees it."""
         return self.registry.status()
+
+    def may_commit(self) -> bool:
+        """Whether a snapshot is whole on this node and its fate open: a clean stop waits a moment for it."""
+        open_phases = {Phase.SEALED, Phase.PROTECTED}
+        return any(slot.phase in open_phases for parts in self.registry for slot in parts.job.slots)
 
     def resume(self, held: LedgerRecord, digests: Mapping[Memory, list[int]]) -> None:
         """Take up what a predecessor held; before `start`."""

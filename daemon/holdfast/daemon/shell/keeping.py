@@ -4,6 +4,7 @@ Covers which descriptors the keeper holds for us and how a successor finds them.
 so it can bring a killed keeper back.
 """
 
+import contextlib
 import fcntl
 import logging
 import mmap
@@ -96,6 +97,19 @@ class KeeperLink:
         with self._lock:
             self._say(f"ended {exit_code}", [])
 
+    def say_ready(self) -> None:
+        """Tell the keeper that this worker has taken up its memory and listens."""
+        with self._lock:
+            self._say("ready", [])
+
+    def say_alive(self) -> None:
+        """Tell the keeper that the loop turns; it replaces a worker that has been silent for long."""
+        with self._lock:
+            if self._channel is not None:
+                # A keeper that does not read is not waited for: the loop must not hang on its watchman.
+                with contextlib.suppress(OSError):
+                    self._channel.send(b"alive", socket.MSG_DONTWAIT)
+
     def _say(self, text: str, descriptors: list[int]) -> None:
         if self._channel is None:
             return
@@ -121,6 +135,7 @@ class KeeperLink:
             self._channel = ours
             for name, descriptor in self._held.items():
                 self._say(f"hold {name}", [descriptor])
+            self._say("ready", [])
         log.warning("the keeper was gone; a new one holds %d pieces of memory", len(self._held))
 
 

@@ -4,6 +4,7 @@ Covers reading and judging: each way in which keys can be wrong has its own sent
 handshakes that use them are the control plane's; making and replacing keys is the command line's.
 """
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,8 @@ from holdfast.protocol.trust import (
     KeyFile,
     read_key,
 )
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +70,6 @@ def load_keys(config: ClusterConfig, node: int, *, public_of: Callable[[bytes], 
     own = _secret(folder / f"{name}{SECRET_SUFFIX}")
     assert own.secret is not None
     listed = _listed(config, folder)
-    _refuse_shared(config, listed)
     public, secret = own.public.encode(), own.secret.encode()
     if public_of(secret) != public:
         raise _refused(
@@ -75,8 +77,21 @@ def load_keys(config: ClusterConfig, node: int, *, public_of: Callable[[bytes], 
         )
     if listed[node][0] != public:
         raise _refused(_why_not_listed(folder, name, retired=public in listed[node]))
-    nodes = {key: index for index, keys in listed.items() for key in keys}
-    return Keys(public, secret, nodes, listed)
+    return _keys(public, secret, listed)
+
+
+def reread(keys: Keys, config: ClusterConfig) -> Keys:
+    """The same pair with the list of public keys as the folder has it now; the old list if that one is not good."""
+    assert config.keys_dir is not None
+    try:
+        return _keys(keys.public, keys.secret, _listed(config, Path(config.keys_dir)))
+    except OperatorError as error:
+        log.warning("the list of keys stays as it was: %s", error)
+        return keys
+
+
+def _keys(public: bytes, secret: bytes, listed: dict[int, tuple[bytes, ...]]) -> Keys:
+    return Keys(public, secret, {key: index for index, keys in listed.items() for key in keys}, listed)
 
 
 def _secret(file: Path) -> KeyFile:
@@ -117,6 +132,7 @@ def _listed(config: ClusterConfig, folder: Path) -> dict[int, tuple[bytes, ...]]
         if retired.exists():
             keys.append(_key(retired).public.encode())
         listed[index] = tuple(dict.fromkeys(keys))
+    _refuse_shared(config, listed)
     return listed
 
 

@@ -10,10 +10,12 @@ arena. Trainers: a ROUTER on an ipc endpoint; a message counts only under a toke
 Threads: `ControlPlane` lives on the loop's thread, `BulkPlane` runs its own.
 """
 
+import contextlib
 import logging
 import os
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Container
 from dataclasses import dataclass
@@ -24,7 +26,7 @@ from holdfast.coding import chunk_digest
 from holdfast.daemon.core import events
 from holdfast.daemon.core.memory import ChunkKey
 from holdfast.daemon.core.protect import key_of
-from holdfast.daemon.shell.keys import Keys
+from holdfast.daemon.shell.keys import Keys, reread
 from holdfast.protocol import frames, limits, messages
 from holdfast.protocol.config import ClusterConfig, config_digest
 from holdfast.protocol.exit_codes import ExitCode, OperatorError
@@ -41,17 +43,17 @@ _BULK_HWM_FRAMES = 2 * limits.CHUNK_CREDITS * limits.JOB_COUNT_MAX
 _FRAMES_HELD_MAX = 4096  # received chunks that wait for their stripe; credits keep it far below
 _TURN_FRAMES_MAX = 256  # frames taken from one socket per turn, so that none starves the others
 _SLACK_BYTES = 64 << 10
+_REREAD_S = 2.0  # between two looks into the keys folder: strangers who knock cost no more than that
 _HANDSHAKE_FAILED = (
     zmq.Event.HANDSHAKE_FAILED_AUTH | zmq.Event.HANDSHAKE_FAILED_PROTOCOL | zmq.Event.HANDSHAKE_FAILED_NO_DETAIL
 )
 
 
 def public_key_of(secret: bytes) -> bytes:
-    """The public CURVE key of a secret one (Z85); not a key of anybody where the secret is not one."""
-    try:
+    """The public CURVE key of a secret one (Z85); nobody's where the secret is not one."""
+    with contextlib.suppress(ValueError, zmq.ZMQError):
         return zmq.curve_public(secret)
-    except (ValueError, zmq.ZMQError):
-        return b""
+    return b""
 
 
 def _set_tcp(socket: zmq.Socket[bytes]) -> None:
@@ -85,6 +87,7 @@ class ControlPlane:
         self._dealers: dict[int, zmq.Socket[bytes]] = {}
         self._monitors: dict[zmq.Socket[bytes], int] = {}
         self._poller: zmq.Poller | None = None
+        self._reread_s = 0.0  # when the keys folder may be looked into again
         self._key_attempts: dict[int, int] = {}  # node -> handshakes that failed for its key, while two are listed
         self._zap = context.socket(zmq.REP) if keys else None
         if self._zap is not None:
@@ -142,8 +145,9 @@ class ControlPlane:
         _set_tcp(dealer)
         dealer.setsockopt(zmq.SNDHWM, _HWM_FRAMES)
         dealer.setsockopt(zmq.MAXMSGSIZE, limits.CONTROL_FRAME_BYTES_MAX)
-        # Nothing is queued for a peer that is not connected: a stale heartbeat or fact is worth less than a fresh one.
-        dealer.setsockopt(zmq.IMMEDIATE, 1)
+        dealer.setsockopt(
+            zmq.IMMEDIATE, 1
+        )  # no queue for a peer that is away: a stale fact is worth less than a fresh one
         if self._keys is not None:
             dealer.setsockopt(zmq.CURVE_PUBLICKEY, self._keys.public)
             dealer.setsockopt(zmq.CURVE_SECRETKEY, self._keys.secret)
@@ -185,12 +189,7 @@ class ControlPlane:
             log.debug("message %s to a client dropped: %s", type(message).__name__, error)
 
     def receive(self, clients: dict[bytes, int], ready: Container[object]) -> list[events.Event]:
-        """Take what has come, bounded per turn.
-
-        Args:
-            clients: tokens to client numbers.
-            ready: the sockets that a poller found readable; the others are not touched.
-        """
+        """Take what has come on the sockets in `ready`, bounded per turn. `clients`: token -> number."""
         found: list[events.Event] = []
         if self._zap is not None and self._zap in ready:
             self._answer_zap(self._zap, found)
@@ -228,10 +227,17 @@ class ControlPlane:
         text = "it does not list our key, or not any more"
         if event != zmq.Event.HANDSHAKE_FAILED_AUTH:
             text = "its CURVE handshake failed: expected the key that we list for it, or it uses no keys"
-            if self._keys is not None and self._keys.several(node):
+            self._reread_keys()
+            if self._keys and self._keys.several(node):
                 self._key_attempts[node] = self._key_attempts.get(node, 0) + 1
                 self._hang_up(node, monitor)
         found.append(events.PeerRefused(node, "key", f"{text}; compare the keys folders of both", by_us=False))
+
+    def _reread_keys(self) -> None:
+        """Somebody and we do not know each other's keys: perhaps a key was replaced meanwhile."""
+        if self._keys is not None and time.monotonic() >= self._reread_s:
+            self._reread_s = time.monotonic() + _REREAD_S
+            self._keys = reread(self._keys, self._config)
 
     def _hang_up(self, node: int, monitor: zmq.Socket[bytes]) -> None:
         """Close the connection to a node, to dial it with another key at the next tick."""
@@ -295,6 +301,8 @@ class ControlPlane:
             version, request = parts[0], parts[1]
             address = parts[3].decode(errors="replace")
             key = zmq.utils.z85.encode(parts[6]) if len(parts) > 6 and len(parts[6]) == 32 else b""
+            if key not in self._keys.nodes:
+                self._reread_keys()
             node = self._keys.nodes.get(key)
             if node is None:
                 text = f"key: {key.decode()!r}, from {address}, is not in {self._config.keys_dir}"

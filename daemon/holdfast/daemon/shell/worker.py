@@ -23,6 +23,7 @@ from holdfast.daemon.core.context import Context
 from holdfast.daemon.core.ledger import LedgerRecord, decode_ledger, encode_ledger
 from holdfast.daemon.core.memory import Memory, sizes_of
 from holdfast.daemon.core.node import Node
+from holdfast.daemon.keeper import RESTART_EXIT
 from holdfast.daemon.shell import network
 from holdfast.daemon.shell.arena import ArenaMemory
 from holdfast.daemon.shell.coder import Coder
@@ -44,6 +45,8 @@ log = logging.getLogger("holdfast")
 
 _TICK_MS = 100  # deadlines are seconds; ten looks per second keep an idle daemon below a percent of a core
 _EVENTS_PER_TURN_MAX = 512  # so that sockets are read in between
+_DRAIN_S = 3.0  # asked to stop, what is sealed here may still commit; others can then restore it without this node
+_ALIVE_NS = 1_000_000_000  # between two life signs to the keeper
 
 
 class Inbox:
@@ -76,7 +79,9 @@ class Worker:
 
     def __init__(self, config: ClusterConfig, node: int, keys: Keys | None, door: Door, link: KeeperLink) -> None:
         self.config, self.node_index, self.door, self.link = config, node, door, link
-        self.stopping = False
+        self.stop_signals: list[int] = []  # as they came; the first one says what for, a second one that it hurries
+        self.alive_ns = 0
+        self.drain_ns = 0  # when draining ends; 0 before it began
         self.inbox = Inbox()
         self.machine = MachineMemory()
         self.zmq_context = network.Context(io_threads=1)
@@ -190,8 +195,9 @@ class Worker:
         log.info("node %s ready on %s, control %s, bulk port %d, engine %s, incarnation %d",
                  self.config.nodes[self.node_index].name, self.door.path, self.config.nodes[self.node_index].address,
                  self.bulk.port, self.context.engine, self.context.incarnation)  # fmt: skip
+        self.link.say_ready()
         next_tick_ns = 0
-        while not self.stopping:
+        while self._goes_on():
             # One millisecond more than is left: rounded down, the last one would be spent spinning.
             wait_ms = max(0, min(_TICK_MS, (next_tick_ns - time.monotonic_ns()) // 1_000_000 + 1))
             self._turn({found for found, _ in self.poller.poll(wait_ms)})
@@ -199,6 +205,17 @@ class Worker:
                 next_tick_ns = time.monotonic_ns() + _TICK_MS * 1_000_000
                 self._handle(events.TimePassed(self.machine.free_bytes()))
                 self.control.redial()
+                if time.monotonic_ns() >= self.alive_ns:
+                    self.alive_ns = time.monotonic_ns() + _ALIVE_NS
+                    self.link.say_alive()
+
+    def _goes_on(self) -> bool:
+        """Whether to take another turn: until asked to stop, and then while something may still commit."""
+        if not self.stop_signals:
+            return True
+        if self.drain_ns == 0:
+            self.drain_ns = time.monotonic_ns() + int(_DRAIN_S * 1e9)
+        return len(self.stop_signals) == 1 and self.node.may_commit() and time.monotonic_ns() < self.drain_ns
 
     def _turn(self, ready: set[object]) -> None:
         if self.door.fileno() in ready:
@@ -287,9 +304,9 @@ class Worker:
             self.inbox.put(events.ClientGone(client))
 
     def stop(self, number: int, _frame: FrameType | None) -> None:
-        """Signal handler: leave the loop at its next turn."""
-        log.info("signal %d: stopping", number)
-        self.stopping = True
+        """Signal handler: leave the loop once nothing can commit any more; at a second signal, at once."""
+        log.info("signal %d: %s", number, "making way for another worker" if number == signal.SIGHUP else "stopping")
+        self.stop_signals.append(number)
 
     def close(self) -> None:
         """Give everything back but what the keeper holds."""
@@ -308,6 +325,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--node", required=True)
     parser.add_argument("--socket", type=Path, required=True)
     parser.add_argument("--keeper-fd", type=int)
+    parser.add_argument("--check", action="store_true", help="only say whether a worker would start")
     return parser.parse_args()
 
 
@@ -328,6 +346,8 @@ def _start(arguments: argparse.Namespace) -> int:
     node = names.index(arguments.node)
     refuse_exposure(config)
     keys = load_keys(config, node, public_of=public_key_of)
+    if arguments.check:
+        return ExitCode.DONE
     door = Door(arguments.socket, group=config.socket_group)
     own_arguments = [
         "--config",
@@ -338,14 +358,15 @@ def _start(arguments: argparse.Namespace) -> int:
         str(arguments.socket),
     ]
     worker = Worker(config, node, keys, door, KeeperLink(arguments.keeper_fd, own_arguments))
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, worker.stop)
     try:
         worker.run()
-        worker.link.say_ended(ExitCode.DONE)
+        ending = RESTART_EXIT if worker.stop_signals[:1] == [signal.SIGHUP] else ExitCode.DONE
+        worker.link.say_ended(ending)
     finally:
         worker.close()
-    return ExitCode.DONE
+    return ending
 
 
 def main() -> int:
