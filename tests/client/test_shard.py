@@ -8,10 +8,10 @@ from collections.abc import Callable
 import pytest
 import torch
 from holdfast.client import shard as shard_module
+from holdfast.client.lanes import Pack
 from holdfast.client.manifest import TensorEntry, parse_shard
 from holdfast.client.shard import Capture, ShardLayout
 from holdfast.client.state_errors import LayoutChangedError, StateError, TornSnapshotError
-from holdfast.client.tensor_bytes import ByteArray
 from torch import nn
 
 
@@ -130,15 +130,14 @@ def test_a_change_of_one_tensor_in_the_middle_of_the_copy_is_noticed(monkeypatch
     run = Run()
     layout = ShardLayout.build(run.state)
     capture = layout.capture()
-    copy = shard_module._copy
     last = run.optimizer.state[run.model.get_parameter("1.bias")]["exp_avg"]
+    gather = Pack.gather
 
-    def copy_and_change(source: shard_module._Source, payload: ByteArray) -> None:
-        copy(source, payload)
-        if source.tensor is last:
-            last.add_(1)
+    def gather_and_change(pack: Pack) -> None:
+        gather(pack)
+        last.add_(1)
 
-    monkeypatch.setattr(shard_module, "_copy", copy_and_change)
+    monkeypatch.setattr(Pack, "gather", gather_and_change)
     with pytest.raises(TornSnapshotError, match="optimizer/state/3/exp_avg"):
         written(layout, capture)
 
@@ -175,7 +174,6 @@ def grow_objects(run: Run) -> None:
         (rename_tensor, "data/other: a new tensor"),
         (change_shape, r"data/seen: expected float32 \[2\], found float32 \[3\]"),
         (change_dtype, r"model/0.weight: expected float32 \[3, 3\], found float64"),
-        (grow_objects, "plain objects grew to"),
     ],
 )
 def test_a_changed_layout_is_noticed_and_a_new_one_fits(change: Callable[[Run], None], words: str) -> None:
@@ -187,6 +185,16 @@ def test_a_changed_layout_is_noticed_and_a_new_one_fits(change: Callable[[Run], 
         layout.capture()
     fresh = ShardLayout.build(run.state)
     assert written(fresh)
+
+
+def test_plain_objects_that_outgrow_their_room_are_noticed_by_the_copy_and_need_a_new_layout() -> None:
+    run = Run()
+    layout = ShardLayout.build(run.state)
+    grow_objects(run)
+    for _ in range(2):  # while it writes, and then at once
+        with pytest.raises(LayoutChangedError, match=r"^the plain objects grew to"):
+            written(layout, layout.capture())
+    assert written(ShardLayout.build(run.state))
 
 
 def test_optimizer_state_that_appears_is_a_new_layout() -> None:

@@ -18,7 +18,7 @@ from typing import Any, Self
 
 import torch
 from holdfast.client import Snapshotter
-from holdfast.client.shard import Capture
+from holdfast.client.capture import Capture
 
 ANSWER_S = 60.0  # a process that imports torch on a busy machine
 
@@ -125,7 +125,7 @@ def main() -> None:
                 protector.step(order["step"])
                 return protector.stats()
             case "die_in_copy":
-                Capture.write = die_in_copy  # type: ignore[assignment,method-assign]  # the window is microseconds wide
+                Capture.start = die_in_copy  # type: ignore[assignment,method-assign]  # the window is microseconds wide
                 protector.before_update()
                 state.copy_(content(order["step"]))
                 protector.step(order["step"])

@@ -75,14 +75,19 @@ class Flat(NamedTuple):
 
 @dataclass(slots=True)
 class Rules:
-    """What is admitted. Each type that only a trial can judge is tried once."""
+    """What is admitted. Each type that only a trial can judge is tried once.
+
+    ``mutable_count`` grows with every plain value that its owner could change in place.
+    """
 
     allow_pickle: bool = False
+    mutable_count: int = 0
     verdicts: dict[type, bool] = field(default_factory=dict)
 
     def admits(self, value: object) -> bool:
         """Whether ``value`` survives being written and read again."""
         kind = type(value)
+        self.mutable_count += 1
         if kind not in self.verdicts:
             self.verdicts[kind] = _survives(value, allow_pickle=self.allow_pickle)
         return self.verdicts[kind]
@@ -167,6 +172,8 @@ def _walk(path: Path, node: object, leaves: list[Leaf], rules: Rules) -> tuple[o
     """What remains of ``node`` without its tensors, and whether it was nothing but tensors."""
     kind = type(node)
     if kind in _PLAIN:
+        if kind is bytearray:
+            rules.mutable_count += 1
         return node, False
     if isinstance(node, torch.Tensor):
         leaves.append(Leaf(path, node))

@@ -157,6 +157,14 @@ class Link:
         known = self._maps.get((job, slot))
         return memoryview(known[1]) if known is not None and known[0] == generation else None
 
+    def mapped(self, job: str) -> dict[tuple[int, int], memoryview]:
+        """All images of a job's slots that are mapped now, by slot and generation."""
+        return {
+            (slot, generation): memoryview(mapping)
+            for (owner, slot), (generation, mapping) in self._maps.items()
+            if owner == job
+        }
+
     def close(self) -> None:
         """Close everything. Mappings go with the last view of them."""
         self._maps.clear()

@@ -9,7 +9,6 @@ import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from holdfast.client.flatten import (
     Flat,
@@ -21,6 +20,7 @@ from holdfast.client.flatten import (
     state_of,
     unflatten,
 )
+from holdfast.client.inward import as_payload, copy_all_in, gpu_of
 from holdfast.client.manifest import (
     Mesh,
     ParsedShard,
@@ -34,12 +34,17 @@ from holdfast.client.rng import restore_rng
 from holdfast.client.sharding import SeenMesh, describe, distribute, local_of
 from holdfast.client.state_errors import MalformedShardError, RestoreMismatchError
 from holdfast.client.state_hash import hash_state
-from holdfast.client.tensor_bytes import ByteArray, copy_in
 from holdfast.client.walk import MemoryKey, memory_key
 
-__all__ = ["hash_state", "restore_into"]
+__all__ = ["device_of", "hash_state", "restore_into"]
 
 PROBLEMS_SHOWN = 5  # differences named in an error; a whole foreign model has thousands
+
+
+def device_of(state: Mapping[str, object]) -> torch.device | None:
+    """The first GPU that the live state lies on, None if all of it is in the host's memory."""
+    flats = (flatten(name, state_of(name, item), Rules(allow_pickle=True)) for name, item in state.items())
+    return gpu_of([local_of(leaf.tensor) for flat in flats for leaf in flat.leaves])
 
 
 def restore_into(state: Mapping[str, object], shard: memoryview, *, allow_pickle: bool = False) -> None:
@@ -71,9 +76,8 @@ def restore_into(state: Mapping[str, object], shard: memoryview, *, allow_pickle
     problems = [text for name in state for text in _key_problems(name, state[name], trees[name])]
     if problems:
         raise RestoreMismatchError(_told(problems))
-    payload = np.frombuffer(parsed.payload, dtype=np.uint8)
-    for entry in parsed.manifest.tensors:
-        copy_in(_slice(payload, entry), local_of(tensors[entry.path]))
+    payload = as_payload(parsed.payload)
+    copy_all_in([(entry, local_of(tensors[entry.path])) for entry in parsed.manifest.tensors], payload)
     for name, item in state.items():
         _load(item, trees[name])
     restore_rng(rng)
@@ -246,10 +250,6 @@ def _empty(entry: TensorEntry, dtype: torch.dtype, device: str) -> torch.Tensor:
     if entry.stride is not None:
         return torch.empty_strided(entry.shape, entry.stride, dtype=dtype, device=device)
     return torch.empty(entry.shape, dtype=dtype, device=device)
-
-
-def _slice(payload: ByteArray, entry: TensorEntry) -> ByteArray:
-    return payload[entry.offset : entry.offset + entry.size_bytes]
 
 
 def _load(item: object, tree: object) -> None:

@@ -9,9 +9,11 @@ import contextlib
 import logging
 import os
 import warnings
+from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
+from dataclasses import dataclass
 from time import monotonic
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -19,6 +21,7 @@ from typing import Any, Literal, Self
 import msgspec
 import torch
 import torch.distributed as dist
+from holdfast.client.capture import Capture
 from holdfast.client.errors import (
     CommitTimeoutError,
     DaemonUnreachableError,
@@ -30,9 +33,9 @@ from holdfast.client.errors import (
 )
 from holdfast.client.link import socket_path
 from holdfast.client.ranks import Ranks
-from holdfast.client.restore import restore_into
+from holdfast.client.restore import device_of, restore_into
 from holdfast.client.session import RankPlan
-from holdfast.client.shard import Capture, ShardLayout
+from holdfast.client.shard import ShardLayout
 from holdfast.client.stager import Stager
 from holdfast.client.state_errors import LayoutChangedError, ShardError
 from holdfast.protocol import limits, messages
@@ -44,6 +47,7 @@ log = logging.getLogger("holdfast")
 RESTORE_PATIENCE_S = 120.0  # a rebuild that shows no progress for so long has failed
 ASK_PATIENCE_S = 60.0  # the cluster's answer what to restore; it hears all nodes within seconds
 PLAN_RETRY_STEPS = 50  # steps without protection before the ranks try again to agree on a plan
+STAGED_AT_ONCE = 2  # one that a GPU is copying, and the next: the host runs ahead of the device by a step at most
 CLOSE_WAIT_S = 60.0  # for the last snapshot to commit
 _MESSAGES_MAX = 1 << 20  # bytes of one rank's part in an exchange
 
@@ -63,6 +67,28 @@ class _Part(msgspec.Struct):
     roles: int = 0  # ranks of the snapshot's layout
     kind: Literal["plan", "restore", "done"] = "plan"
     fatal: bool = False  # something is committed and can't be had
+
+
+@dataclass(frozen=True, slots=True)
+class _Staging:
+    """A snapshot that this rank is staging."""
+
+    snapshot: SnapshotId
+    capture: Capture
+    started: "Future[None]"  # the host has done its part of the copy, or never will
+    ended: "Future[None]"  # sealed or skipped
+
+
+class _Laps:
+    """Seconds between one lap and the next, by name."""
+
+    def __init__(self, found: dict[str, float]) -> None:
+        self._found, self._last_s = found, monotonic()
+
+    def lap(self, name: str) -> None:
+        """What took the time since the last lap was `name`."""
+        now_s = monotonic()
+        self._found[name], self._last_s = now_s - self._last_s, now_s
 
 
 class Snapshotter:
@@ -113,10 +139,11 @@ class Snapshotter:
         self._plan: RankPlan | None = None
         self._next_plan_step = 0
         self._versions = 0
-        self._staging: Future[None] | None = None
+        self._staging: deque[_Staging] = deque()
         self._staged: SnapshotId | None = None
         self._stall_last_s = self._stall_total_s = 0.0
         self._skipped = self._staged_bytes = 0
+        self._restore_s: dict[str, float] = {}
         self._said: set[str] = set()
         self._closed = False
         self._hooks = [
@@ -137,8 +164,11 @@ class Snapshotter:
             NotRecoverableError: something is committed, and it, or a part of it, can't be restored.
             RestoreMismatchError: the live state does not fit the snapshot; nothing live was changed.
         """
+        self._restore_s = {}
+        clock = _Laps(self._restore_s)
         mine = self._ask(begin_fresh=False)
         parts = self._exchange(mine, "restore")
+        clock.lap("ask")
         lead = parts[0]
         problems = [f"rank {rank}: {part.problem}" for rank, part in enumerate(parts) if part.problem]
         if lead.fatal:
@@ -158,13 +188,14 @@ class Snapshotter:
                 f"it with {lead.roles} ranks"
             )
         self._attempt = lead.attempt
-        failure = self._restore_shard(lead.snapshot)
+        failure = self._restore_shard(lead.snapshot, clock)
         done = self._exchange(_Part(self._job, problem=str(failure) if failure else ""), "done")
         if failure is not None:
             raise failure
         failed = [f"rank {rank}: {part.problem}" for rank, part in enumerate(done) if part.problem]
         if failed:
             raise NotRecoverableError(f"{lead.snapshot} could not be restored on every rank: " + "; ".join(failed[:4]))
+        clock.lap("agree")
         return lead.snapshot.step
 
     def _ask(self, *, begin_fresh: bool) -> _Part:
@@ -192,14 +223,17 @@ class Snapshotter:
         self._patience_s = self._max_stall_s
         return welcome
 
-    def _restore_shard(self, snapshot: SnapshotId) -> Exception | None:
+    def _restore_shard(self, snapshot: SnapshotId, clock: "_Laps") -> Exception | None:
         assert self._attempt is not None
         request = messages.OpenShard(self._job, self._attempt, snapshot, self._ranks.rank)
         try:
+            self._stager.use_gpu(device_of(self._state))
             opened, shard = self._stager.submit(
                 lambda: self._stager.open_shard(request, patience_s=RESTORE_PATIENCE_S)
             ).result()
+            clock.lap("open")
             restore_into(self._state, shard, allow_pickle=self._allow_pickle)
+            clock.lap("copy")
             shard.release()
             self._stager.submit(lambda: self._stager.close_shard(opened)).result()
         except RefusedError as error:
@@ -222,7 +256,9 @@ class Snapshotter:
     def _step(self, step: int) -> None:
         if self._closed:
             raise HoldfastError("this Snapshotter is closed; make a new one")
-        self._wait_for_staging()
+        self._let_change()
+        while len(self._staging) >= STAGED_AT_ONCE:
+            self._end(self._staging.popleft())
         if self._plan is None and not self._make_plan(step):
             return
         assert self._plan is not None
@@ -238,9 +274,11 @@ class Snapshotter:
         snapshot = SnapshotId(plan.attempt, step)
         deadline_s = monotonic() + self._max_stall_s
         self._staged, self._staged_bytes = snapshot, layout.shard_bytes
-        self._staging = self._stager.submit(lambda: self._stager.stage(snapshot, capture, deadline_s))
+        started: Future[None] = Future()
+        ended = self._stager.submit(lambda: self._stager.stage(snapshot, capture, deadline_s, started))
+        self._staging.append(_Staging(snapshot, capture, started, ended))
         if self._blocking:
-            self._wait_for_staging()
+            self._end_all()
 
     def _capture(self, step: int) -> Capture | None:
         assert self._layout is not None
@@ -261,27 +299,42 @@ class Snapshotter:
     def before_update(self) -> None:
         """Returns when the state may change again. The optimizers' step pre-hook calls it."""
         started_s = monotonic()
-        self._wait_for_staging()
+        self._let_change()
         waited_s = monotonic() - started_s
         self._stall_last_s += waited_s
         self._stall_total_s += waited_s
 
-    def _wait_for_staging(self) -> None:
-        staging = self._staging
-        if staging is None:
-            return
+    def _let_change(self) -> None:
+        """Make the state free to change: the host waits for what it copies itself, devices wait for their own copies.
+
+        A fault of an earlier snapshot is told here, once it is known.
+        """
+        waiting = list(self._staging)
+        for staging in waiting:
+            if not staging.capture.on_host:
+                with contextlib.suppress(FutureTimeoutError):
+                    staging.started.result(timeout=self._max_stall_s + 1.0)
+                staging.capture.hold_updates()
+            if staging.capture.on_host or staging.ended.done():
+                self._staging.remove(staging)
+                self._end(staging)
+
+    def _end_all(self) -> None:
+        while self._staging:
+            self._end(self._staging.popleft())
+
+    def _end(self, staging: _Staging) -> None:
+        """Wait until a snapshot is sealed or skipped."""
         try:
             # The thread keeps the bound itself; the slack covers a copy that is under way when the bound passes.
-            staging.result(timeout=self._max_stall_s + 1.0)
+            staging.ended.result(timeout=self._max_stall_s + 1.0)
         except FutureTimeoutError:
             self._skipped += 1
             # The copy goes on into a slot that nobody will seal: its version check finds the update that happens now.
-            self._fault(SnapshotSkippedError(f"{self._staged} is skipped: not staged within {self._max_stall_s} s"))
+            self._fault(SnapshotSkippedError(f"{staging.snapshot} is skipped: not staged within {self._max_stall_s} s"))
         except SnapshotSkippedError as error:
             self._skipped += 1
             self._fault(error)
-        finally:
-            self._staging = None
 
     # --- the plan ---
 
@@ -293,6 +346,7 @@ class Snapshotter:
         layout: ShardLayout | None = None
         try:
             layout = ShardLayout.build(self._state, allow_pickle=self._allow_pickle)
+            self._stager.use_gpu(layout.devices[0] if layout.devices else None)
             welcome = self._attach()
             part.node, part.shard_bytes = welcome.node, layout.shard_bytes
         except (HoldfastError, ShardError) as error:
@@ -350,7 +404,7 @@ class Snapshotter:
             CommitTimeoutError: it isn't within `timeout_s`.
             SnapshotSkippedError: it was skipped or given up and can't commit any more.
         """
-        self._wait_for_staging()
+        self._end_all()
         wanted = self._staged if step is None else SnapshotId(self._attempt or 0, step)
         if wanted is None:
             return
@@ -372,7 +426,10 @@ class Snapshotter:
 
         Keys: `staged_step`, `sealed_step`, `protected_step`, `committed_step` (steps or None), `stall_s` (`last` and
         `total` seconds that training was held up), `staged_bytes` (of one snapshot of this rank), `skipped` (count),
-        `attached`, `problem` (why protection does not work now, or empty).
+        `restore_s` (seconds of the
+        last restore by phase: `ask` the cluster, `open` the shard, which verifies or rebuilds it, `copy` it into the
+        live state, `agree` with the other ranks; empty before), `attached`, `problem` (why protection does not work
+        now, or empty).
         """
         standing = self._stager.standing
         return {
@@ -383,6 +440,7 @@ class Snapshotter:
             "stall_s": {"last": self._stall_last_s, "total": self._stall_total_s},
             "staged_bytes": self._staged_bytes,
             "skipped": self._skipped,
+            "restore_s": dict(self._restore_s),
             "attached": standing.attached,
             "problem": standing.problem,
         }

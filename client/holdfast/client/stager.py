@@ -16,11 +16,13 @@ from queue import Empty, SimpleQueue
 from time import monotonic
 from typing import TypeVar
 
+import torch
+from holdfast.client.capture import Capture
+from holdfast.client.cuda_lane import RegisteredMemory
 from holdfast.client.errors import DaemonUnreachableError, RefusedError, SnapshotSkippedError
 from holdfast.client.link import Link, LinkLostError
 from holdfast.client.session import ProtocolMismatchError, RankPlan
-from holdfast.client.shard import Capture
-from holdfast.client.state_errors import TornSnapshotError
+from holdfast.client.state_errors import ShardError
 from holdfast.protocol import limits, messages
 from holdfast.protocol.ids import SnapshotId
 
@@ -52,6 +54,8 @@ class Stager:
         self._path, self._max_stall_s = path, max_stall_s
         self._link: Link | None = None
         self._plan: RankPlan | None = None
+        self._gpu: torch.device | None = None
+        self._registered: dict[tuple[int, int], RegisteredMemory] = {}  # by slot and generation
         self._tasks: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._wake_lock = threading.Lock()  # so that nobody writes to the descriptor once the thread has closed it
@@ -99,9 +103,7 @@ class Stager:
             except Empty:
                 pass
             self._listen()
-        if self._link is not None:
-            self._link.close()
-            self._link = None
+        self._let_go()
         with self._wake_lock:
             self._ended = True
             os.close(self._wake_fd)
@@ -120,10 +122,16 @@ class Stager:
         except LinkLostError as error:
             self._lost(error)
 
-    def _lost(self, error: Exception) -> None:
+    def _let_go(self) -> None:
+        """Close the link and give up its memory. Nothing writes into it: this thread has waited for all copies."""
         if self._link is not None:
             self._link.close()
             self._link = None
+        while self._registered:
+            self._registered.popitem()[1].close()
+
+    def _lost(self, error: Exception) -> None:
+        self._let_go()
         self._retry_s = monotonic() + _REATTACH_S
         with self.changed:
             self.standing.attached, self.standing.problem = False, str(error)
@@ -250,6 +258,7 @@ class Stager:
             self._until(lambda: session.accepted is not None or "Plan" in session.denied, deadline_s)
             if session.accepted is not None:
                 self._plan, session.plan = plan, plan
+                self._register(self.link, plan.job)
                 with self.changed:
                     self.standing.problem = ""
                 return
@@ -261,20 +270,39 @@ class Stager:
                 raise RefusedError(denied.text, exit_code=denied.exit_code, retry=denied.retry)
             raise DaemonUnreachableError(f"the daemon on {self._path} did not make memory ready in time")
 
-    def stage(self, snapshot: SnapshotId, capture: Capture, deadline_s: float) -> None:
-        """Get a slot, copy the shard into it, seal. Raises SnapshotSkippedError when the snapshot is skipped."""
+    def stage(
+        self, snapshot: SnapshotId, capture: Capture, deadline_s: float, started: "Future[None] | None" = None
+    ) -> None:
+        """Get a slot, copy the shard into it, seal.
+
+        `started` is done as soon as the host has done its part of the copy, or never will.
+
+        Raises:
+            SnapshotSkippedError: the snapshot is skipped; the text says why.
+        """
         plan = self._plan
         try:
             link = self.link
             session = link.session
             if plan is None or session.accepted is None or session.plan is not plan:
                 raise LinkLostError(self.standing.problem or "the plan is not accepted yet")
-            self._stage(link, plan, snapshot, capture, deadline_s)
+            self._stage(link, plan, snapshot, capture, deadline_s, started)
         except LinkLostError as error:
             self._lost(error)
             raise SnapshotSkippedError(f"{snapshot} is skipped: {error}") from error
+        finally:
+            if started is not None and not started.done():
+                started.set_result(None)
 
-    def _stage(self, link: Link, plan: RankPlan, snapshot: SnapshotId, capture: Capture, deadline_s: float) -> None:
+    def _stage(  # one snapshot's whole story
+        self,
+        link: Link,
+        plan: RankPlan,
+        snapshot: SnapshotId,
+        capture: Capture,
+        deadline_s: float,
+        started: "Future[None] | None",
+    ) -> None:
         session = link.session
         link.send(messages.Begin(plan.job, snapshot, plan.role))
 
@@ -289,10 +317,9 @@ class Stager:
         assert session.accepted is not None
         view = self._memory(plan.job, granted.slot, granted.generation)
         start = session.accepted.offset_bytes
-        try:
-            capture.write(view[start : start + session.accepted.shard_bytes])
-        except TornSnapshotError as error:
-            self._skip(link, plan, snapshot, str(error))
+        problem = _copy(capture, view[start : start + session.accepted.shard_bytes], started)
+        if problem:
+            self._skip(link, plan, snapshot, problem)
         link.send(messages.Seal(plan.job, snapshot, plan.role))
         with self.changed:
             self.standing.sealed_step = _newer(self.standing.sealed_step, snapshot.step)
@@ -313,9 +340,27 @@ class Stager:
         link = self.link
         if not link.until(lambda: link.memory(job, slot, generation) is not None, deadline_s=deadline_s):
             raise LinkLostError(f"the daemon on {self._path} named memory that it did not hand over")
+        self._register(link, job)
         view = link.memory(job, slot, generation)
         assert view is not None
         return view
+
+    def use_gpu(self, gpu: torch.device | None) -> None:
+        """Have memory registered with CUDA, so that `gpu` copies to and from it by itself. None: no GPU takes part."""
+        self._gpu = gpu
+
+    def _register(self, link: Link, job: str) -> None:
+        """Register what was mapped since the last look: once per attach, not per snapshot."""
+        if self._gpu is None:
+            return
+        mapped = link.mapped(job)
+        for key in [key for key in self._registered if key not in mapped]:
+            self._registered.pop(key).close()
+        for key, memory in mapped.items():
+            if key not in self._registered:
+                self._registered[key] = registered = RegisteredMemory(memory, self._gpu)
+                if registered.problem:
+                    log.warning("%s", registered.problem)
 
     def _until(self, done: Callable[[], bool], deadline_s: float) -> bool:
         try:
@@ -323,6 +368,22 @@ class Stager:
         except LinkLostError as error:
             self._lost(error)
             raise
+
+
+def _copy(capture: Capture, target: memoryview, started: "Future[None] | None") -> str:
+    """Copy a capture into its memory; returns why that failed, or nothing. Afterwards nobody writes there."""
+    try:
+        capture.start(target)
+        if started is not None:
+            started.set_result(None)
+        capture.finish()
+    except ShardError as error:
+        return str(error)
+    except Exception as error:  # noqa: BLE001  # a GPU out of memory, say: it must cost this snapshot, never the run
+        return f"{type(error).__name__}: {error}"
+    finally:
+        capture.settle()
+    return ""
 
 
 def _newer(known: int | None, told: int | None) -> int | None:
