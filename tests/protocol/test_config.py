@@ -36,6 +36,11 @@ keys_dir = "/etc/holdfast/keys"
 [http]
 address = "127.0.0.1:9200"
 
+[scrub]
+period_s = 3600
+bandwidth = "64MiB"
+cpu_percent = 2
+
 [daemon]
 socket = "/run/holdfast/{node}.sock"
 engine = "numpy"
@@ -116,6 +121,9 @@ def test_a_whole_file_is_read_and_every_origin_known() -> None:
         http_address="127.0.0.1:9200",
         socket="/run/holdfast/{node}.sock",
         engine="numpy",
+        scrub_period_s=3600,
+        scrub_bytes_per_s=64 << 20,
+        scrub_cpu_percent=2,
     )
     others = {name: origin for name, origin in loaded.origins.items() if name != "node[0].domain"}
     left_out = {"http.allow_remote", "daemon.socket_group"}

@@ -9,7 +9,14 @@ LINES = Path(limits.__file__).read_text(encoding="utf-8").splitlines()
 NAMES = [name for name in vars(limits) if name.isupper()]
 UNITS = ("_BYTES", "_S", "_COUNT", "_CHARS", "_CHUNKS", "_KEPT", "_VERSION", "_CREDITS")
 QUALIFIERS = ("_MAX", "_MIN")
-COUNTED = {"DIGESTS_PER_MESSAGE_MAX", "WORLD_SIZE_MAX", "STEP_MAX", "REBUILD_STRIPES_OPEN_MAX", "CHUNK_RETRIES_MAX"}
+COUNTED = {
+    "DIGESTS_PER_MESSAGE_MAX",
+    "WORLD_SIZE_MAX",
+    "STEP_MAX",
+    "REBUILD_STRIPES_OPEN_MAX",
+    "CHUNK_RETRIES_MAX",
+    "AGREEMENT_STRIPES_MAX",
+}
 
 
 def test_every_limit_ends_in_its_unit_or_is_a_known_count() -> None:

@@ -31,6 +31,7 @@ class ClusterShape:
     budget_bytes: int = 1 << 20
     coding_s_max: float = 0.005  # of one order to the coding thread
     network: NetworkFaults = NetworkFaults()
+    scrub_period_s: int = 0  # off: resting memory is read in the scenarios that are about it
 
 
 class Cluster:
@@ -49,6 +50,7 @@ class Cluster:
             group_size=shape.group_size,
             slots=shape.slots,
             budget_bytes=4 << 20,
+            scrub_period_s=shape.scrub_period_s,
         )
         # Below what an operator may set: stripes by the dozen in a few kilobytes.
         object.__setattr__(config, "chunk_bytes", shape.chunk_bytes)

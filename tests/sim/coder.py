@@ -15,6 +15,8 @@ from holdfast.coding.field import multiples_of
 from holdfast.daemon.core import actions, events
 from holdfast.daemon.core.memory import Memory
 
+from sim.resting import repaired, scrubbed
+
 if TYPE_CHECKING:
     from sim.machine import Worker
 
@@ -24,6 +26,8 @@ CODING_ORDERS = (
     actions.RebuildStripe,
     actions.VerifyChunks,
     actions.ServeChunk,
+    actions.ScrubChunks,
+    actions.RepairChunk,
 )
 
 
@@ -121,13 +125,17 @@ class Coder:
                     if chunk_digest(self.chunk(held.data, chunk)) != digest
                 )
                 return lambda: events.ChunksVerified(memory, ticket, bad)
-            case actions.EncodeParity() | actions.RebuildStripe():
+            case actions.ScrubChunks():
+                return lambda: scrubbed(action, held.data, held.parity, self.worker.machine.config.chunk_bytes)
+            case actions.EncodeParity() | actions.RebuildStripe() | actions.RepairChunk():
                 payloads = {position: self.worker.frames.get(key) for position, key in action.sources}
                 if any(payload is None for payload in payloads.values()):
                     return lambda: None
                 sources = {position: payload for position, payload in payloads.items() if payload is not None}
                 if isinstance(action, actions.EncodeParity):
                     return lambda: self._encode(action, held, sources)
+                if isinstance(action, actions.RepairChunk):
+                    return lambda: self._repair(action, held, sources)
                 return lambda: self._rebuild(action, held, sources)
             case _:
                 raise AssertionError(action)
@@ -150,6 +158,10 @@ class Coder:
         place[:] = combine([row[position] for position in sources], list(sources.values()), len(place))
         self._drop(action.sources)
         return events.ParityEncoded(action.memory, action.snapshot, action.stripe, chunk_digest(place))
+
+    def _repair(self, action: actions.RepairChunk, held: Held, sources: dict[int, bytes]) -> events.Event:
+        self._drop(action.sources)
+        return repaired(action, held.data, held.parity, self.params, sources)
 
     def _rebuild(self, action: actions.RebuildStripe, held: Held, sources: Mapping[int, bytes]) -> events.Event:
         found: dict[int, bytes] = dict(sources)

@@ -16,6 +16,7 @@ from holdfast.coding.fingerprint import FINGERPRINT_BYTES, parity_fingerprints
 from holdfast.coding.matrix import decode_matrix, parity_matrix
 from holdfast.coding.operands import Buffer
 from holdfast.coding.params import MAX_CODE_LENGTH, CodeParams
+from holdfast.coding.syndrome import Disagreement, find_disagreement
 
 __all__ = [
     "DIGEST_BYTES",
@@ -25,12 +26,14 @@ __all__ = [
     "BufferMismatchError",
     "CodeParams",
     "CodingError",
+    "Disagreement",
     "Engine",
     "EngineUnavailableError",
     "NotEnoughShardsError",
     "chunk_digest",
     "decode_matrix",
     "engine_names",
+    "find_disagreement",
     "parity_fingerprints",
     "parity_matrix",
     "select_engine",

@@ -95,6 +95,9 @@ class ClusterConfig:
         socket: path of the daemon's Unix socket, or None: the default places; may contain "{node}".
         socket_group: a group of this host whose members may attach, or None: the daemon's user and root only.
         engine: coding engine, or "auto".
+        scrub_period_s: within so long every resting chunk is read again and compared with its digest; 0: never.
+        scrub_bytes_per_s: what that may read per second at most, of memory; it takes longer where this is too little.
+        scrub_cpu_percent: how much of one core that may use.
 
     Raises:
         ConfigError: values out of their bounds or that do not go together; all of them at once.
@@ -115,6 +118,9 @@ class ClusterConfig:
     socket: str | None = None
     socket_group: str | None = None
     engine: str = "auto"
+    scrub_period_s: int = 600
+    scrub_bytes_per_s: int = 256 << 20
+    scrub_cpu_percent: int = 5
 
     def __post_init__(self) -> None:
         problems: list[Problem] = []

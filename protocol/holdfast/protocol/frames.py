@@ -10,6 +10,7 @@ from typing import TypeVar
 
 import msgspec
 from holdfast.protocol import limits, messages
+from holdfast.protocol.fields import Count, NodeNumber, Text
 
 T = TypeVar("T")
 
@@ -18,12 +19,12 @@ class Envelope(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Around every message between daemons."""
 
     version: int
-    cluster: messages.Text
-    epoch: messages.Count
-    node: messages.NodeNumber
-    incarnation: messages.Count
+    cluster: Text
+    epoch: Count
+    node: NodeNumber
+    incarnation: Count
     body: msgspec.Raw
-    config: messages.Text = ""  # digest of what must be equal on all nodes
+    config: Text = ""  # digest of what must be equal on all nodes
 
 
 _peer_decoder: msgspec.msgpack.Decoder[messages.PeerMessage] = msgspec.msgpack.Decoder(messages.PeerMessage)

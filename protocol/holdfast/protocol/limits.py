@@ -22,6 +22,13 @@ CHUNK_BYTES_MAX = 16 << 20
 CHUNK_CREDITS = 4  # chunks sent to one peer and not yet acknowledged, per snapshot; 2 to 8 measured flat
 REBUILD_STRIPES_OPEN_MAX = 4  # stripes of a rebuild in flight: bounds the frames held to k times this
 CHUNK_RETRIES_MAX = 5  # sendings of one chunk that failed its digest or its deadline before the snapshot is given up
+SCRUB_BATCH_CHUNKS = (
+    16  # resting chunks re-read in one go: a newer snapshot or a repair never waits longer for the memory
+)
+AGREEMENT_STRIPES_MAX = (
+    32  # stripes whose fingerprints are compared at once: bounds the 256 bytes per chunk that are kept
+)
+REPAIR_RETRY_S = 10.0  # between two tries to repair a chunk whose stripe lacks too many others
 DIGEST_BATCH_CHUNKS = 16  # chunks digested in one go, so that sending starts before the last one is digested
 
 HEARTBEAT_S = 0.5
@@ -45,3 +52,4 @@ assert WORLD_SIZE_MAX * 16 < CONTROL_FRAME_BYTES_MAX < LEDGER_BYTES
 assert HEARTBEAT_S * 2 < PEER_DEADLINE_S <= HEAR_ALL_S
 assert HEAR_ALL_S + PEER_DEADLINE_S < COMMIT_PAUSE_S
 assert CHUNK_DEADLINE_S * 2 < PROTECT_STALL_S
+assert AGREEMENT_STRIPES_MAX * 256 * 4 < CONTROL_FRAME_BYTES_MAX

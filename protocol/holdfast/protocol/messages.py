@@ -11,21 +11,11 @@ Messages say facts and are safe to repeat; nothing depends on a message arriving
 from typing import Annotated, Literal
 
 from holdfast.protocol import limits
-from holdfast.protocol.ids import JOB_NAME, SnapshotId
+from holdfast.protocol.fields import Count, JobName, Message, NodeNumber, PackedDigests, RoleNumber, Text
+from holdfast.protocol.health import ChunkSuspected, FingerprintsGiven, HealthReport, WantFingerprints
+from holdfast.protocol.ids import SnapshotId
 from holdfast.protocol.layout import Layout
 from msgspec import Meta, Struct
-
-Count = Annotated[int, Meta(ge=0, le=limits.STEP_MAX)]
-NodeNumber = Annotated[int, Meta(ge=0, lt=limits.NODE_COUNT_MAX)]
-RoleNumber = Annotated[int, Meta(ge=0, lt=limits.WORLD_SIZE_MAX)]
-JobName = Annotated[str, Meta(pattern=f"^{JOB_NAME.pattern}$", max_length=64)]
-Text = Annotated[str, Meta(max_length=limits.TEXT_CHARS_MAX)]
-PackedDigests = Annotated[bytes, Meta(max_length=limits.DIGESTS_PER_MESSAGE_MAX * 8)]
-
-
-class Message(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
-    """A record with its class name as tag. Unknown tags and unknown fields are refused."""
-
 
 # --- between daemons -------------------------------------------------------------------------------------------------
 
@@ -53,6 +43,7 @@ class JobReport(Struct, frozen=True):
     paused: bool = False  # commits nothing until it hears what the job restores: this report stays true
     protect_s: float = 0.0  # seal to commit of the newest committed snapshot
     digest_failures: Count = 0
+    health: HealthReport = HealthReport()
 
 
 class Heartbeat(Message, frozen=True):
@@ -252,6 +243,9 @@ PeerMessage = (
     | ReadChunk
     | ChunkUnavailable
     | ChunkReply
+    | WantFingerprints
+    | FingerprintsGiven
+    | ChunkSuspected
     | RebuildAsked
     | StatusWanted
     | StatusGiven

@@ -20,11 +20,14 @@ SLOTS_MAX = 64
 EPOCH_MAX = (1 << 31) - 1
 CLOSED_JOB_S_MAX = 366 * 86400  # a year: longer than any job waits to be started again
 PORT_MAX = 65535
+PERIOD_S_MAX = 366 * 86400  # a year: longer than any memory rests unread
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _SIZE = re.compile(r"(\d{1,18})(?:\.(\d{1,9}))?\s*([A-Za-z]*)")
 _UNITS = {"": 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 _ADDRESS = re.compile(r"(?:\[(?P<ipv6>[0-9A-Fa-f:.%A-Za-z]+)\]|(?P<host>[^\s:\[\]]+)):(?P<port>[^:]*)")
+
+_KEYS_OF_SEVERAL = {"name", "address", "period_s", "bandwidth", "cpu_percent"}  # too vague without their section
 
 Value = str | int | None
 
@@ -65,7 +68,7 @@ class Setting:
     @property
     def flag(self) -> str:
         """The command line's flag that overrides both."""
-        text = self.name.replace(".", "-") if self.key in {"name", "address"} else self.key
+        text = self.name.replace(".", "-") if self.key in _KEYS_OF_SEVERAL else self.key
         return "--" + text.replace("_", "-")
 
 
@@ -184,6 +187,13 @@ def _read_budget(value: object) -> int | None:
     return size
 
 
+def _read_bandwidth(value: object) -> int:
+    size = read_size(value)
+    if size == 0:
+        raise ValueError("a size above 0, in bytes per second, found 0")
+    return size
+
+
 def _read_chunk_bytes(value: object) -> int:
     size = read_size(value)
     if not limits.CHUNK_BYTES_MIN <= size <= limits.CHUNK_BYTES_MAX or size & (size - 1):
@@ -235,5 +245,8 @@ SETTINGS = (
     Setting("http", "allow_remote", "http_allow_remote", _read_flag, default=False),
     Setting("daemon", "socket", "socket", read_text),
     Setting("daemon", "socket_group", "socket_group", read_name),
+    Setting("scrub", "period_s", "scrub_period_s", _whole(0, PERIOD_S_MAX), 600, numeric=True),
+    Setting("scrub", "bandwidth", "scrub_bytes_per_s", _read_bandwidth, 256 << 20),
+    Setting("scrub", "cpu_percent", "scrub_cpu_percent", _whole(1, 100), 5, numeric=True),
     Setting("daemon", "engine", "engine", _read_engine, "auto"),
 )

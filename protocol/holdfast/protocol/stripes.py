@@ -101,6 +101,10 @@ class StripeMap:
         """Where `member` keeps its parity chunk of `stripe`, counted in chunks from the start of its parity."""
         return _parity_places(self, member)[stripe]
 
+    def parity_stripe(self, parity_index: int, member: int) -> int:
+        """The stripe of the parity chunk that `member` keeps at `parity_index`."""
+        return _parity_stripes(self, member)[parity_index]
+
     def parity_chunk_count(self, member: int) -> int:
         """Chunks of parity for which `member` needs room."""
         return len(_parity_places(self, member))
@@ -121,3 +125,9 @@ def _parity_places(stripes: StripeMap, member: int) -> dict[int, int]:
     )
     real = (stripe for stripe in candidates if stripe < count and stripes.contributions(stripe))
     return {stripe: index for index, stripe in enumerate(real)}
+
+
+@lru_cache(maxsize=64)
+def _parity_stripes(stripes: StripeMap, member: int) -> tuple[int, ...]:
+    """The stripes whose parity a member holds, by the index at which it keeps them."""
+    return tuple(_parity_places(stripes, member))

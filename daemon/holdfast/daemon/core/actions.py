@@ -6,6 +6,7 @@ The order carries meaning: a `WriteLedger` before a `SendPeer` is done before it
 from dataclasses import dataclass
 from typing import Literal
 
+from holdfast.daemon.core.health import Resting
 from holdfast.daemon.core.ledger import LedgerRecord
 from holdfast.daemon.core.memory import ChunkKey, Memory, Sizes
 from holdfast.protocol.ids import SnapshotId
@@ -158,6 +159,37 @@ class VerifyChunks:
 
 
 @dataclass(frozen=True, slots=True)
+class ScrubChunks:
+    """Read resting chunks again, in the background, and compare with their digests; ends in ChunksScrubbed."""
+
+    memory: Memory
+    snapshot: SnapshotId
+    ticket: int
+    chunks: tuple[tuple[Resting, int], ...]  # (chunk, digest that it must have)
+    fingerprints: bool  # whether the fingerprints are wanted, too
+
+
+@dataclass(frozen=True, slots=True)
+class RepairChunk:
+    """Compute one resting chunk again from received frames; ends in ChunkRepaired. The frames are dropped afterwards.
+
+    Computed aside, and written only if it is right: every data chunk that the stripe lacks must have its digest, and
+    the chunk itself must have `digest`, where one is given. What is right already is left as it is.
+    """
+
+    memory: Memory
+    snapshot: SnapshotId
+    stripe: int
+    sources: tuple[tuple[int, ChunkKey], ...]  # (position, frame)
+    zero_positions: tuple[int, ...]
+    missing: tuple[tuple[int, int], ...]  # (data position, digest that it must have)
+    wanted_position: int
+    kind: Literal["data", "parity"]
+    chunk: int
+    digest: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class WriteLedger:
     """Replace the ledger; done before the next action."""
 
@@ -188,6 +220,8 @@ Action = (
     | EncodeParity
     | RebuildStripe
     | VerifyChunks
+    | ScrubChunks
+    | RepairChunk
     | WriteLedger
     | Log
 )

@@ -6,6 +6,7 @@ one event per ending.
 
 from dataclasses import dataclass
 
+from holdfast.daemon.core.health import Resting
 from holdfast.daemon.core.memory import Memory
 from holdfast.protocol.ids import SnapshotId
 from holdfast.protocol.messages import ChunkHeader, ClientMessage, PeerMessage
@@ -125,6 +126,29 @@ class ChunksVerified:
 
 
 @dataclass(frozen=True, slots=True)
+class ChunksScrubbed:
+    """Resting chunks were read again. `bad`: those that fail their digest."""
+
+    memory: Memory
+    snapshot: SnapshotId
+    ticket: int
+    bad: tuple[Resting, ...]
+    fingerprints: tuple[bytes, ...] = ()  # one per chunk that was ordered, empty for a bad one; () if none were wanted
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkRepaired:
+    """A resting chunk was computed again. `good`: it is right now; `changed`: it was not, and was written."""
+
+    memory: Memory
+    snapshot: SnapshotId
+    wanted: Resting
+    digest: int
+    good: bool
+    changed: bool
+
+
+@dataclass(frozen=True, slots=True)
 class ChunkNotServed:
     """A chunk that a peer wants failed its digest here and was not sent."""
 
@@ -146,5 +170,7 @@ Event = (
     | ParityEncoded
     | StripeRebuilt
     | ChunksVerified
+    | ChunksScrubbed
+    | ChunkRepaired
     | ChunkNotServed
 )

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from holdfast.daemon.core.actions import Allocate, DropFrames, Free, GiveMemory, StoreDigests
 from holdfast.daemon.core.arena import Arena
 from holdfast.daemon.core.context import Context
+from holdfast.daemon.core.health import Health
 from holdfast.daemon.core.layouts import Layouts
 from holdfast.daemon.core.memory import Memory
 from holdfast.daemon.core.openings import Openings
@@ -47,6 +48,7 @@ class Job:
     touched_ns: int = 0
     protect_s: float = 0.0
     digest_failures: int = 0
+    health: Health = field(default_factory=Health)
 
     def __post_init__(self) -> None:
         self.layouts, self.openings = Layouts(self.ctx), Openings(self)

@@ -88,6 +88,9 @@ class Node:
             case events.ClientSaid(client, message):
                 if client in self.clients:
                     self.client_side.said(client, message)
+            case events.ChunksScrubbed(memory, snapshot) | events.ChunkRepaired(memory, snapshot):
+                if (parts := self.registry.owner(memory, snapshot)) is not None:
+                    parts.healing.done(event)
             case _:
                 self._work_done(event)
         return self._flush()
@@ -118,6 +121,7 @@ class Node:
                 parts.rebuild.cancel("a newer snapshot is committed")
             parts.rebuild.tick()
             parts.shards.tick()
+            parts.healing.tick()
             self.collector.consider(parts.job)
         self.restoring.tick()
         self.asks.tick()
@@ -165,6 +169,8 @@ class Node:
                 text = "it fails its digest at rest"
                 said = messages.ChunkUnavailable(header.job, header.snapshot, header.kind, header.chunk, text)
                 self.ctx.tell(node, said)
+                if (parts := self.registry.get(header.job)) is not None:
+                    parts.healing.scrub.not_served(header)
             case (
                 events.TimePassed()
                 | events.PeerSaid()
@@ -172,6 +178,8 @@ class Node:
                 | events.ClientArrived()
                 | events.ClientGone()
                 | events.ClientSaid()
+                | events.ChunksScrubbed()
+                | events.ChunkRepaired()
             ):
                 raise AssertionError("handled before")
             case _:
@@ -181,6 +189,8 @@ class Node:
         parts = self.registry.get(header.job)
         if parts is None or header.sender >= len(self.ctx.config.nodes):
             self.ctx.emit(DropFrames((key_of(header),)))
+        elif header.reading and parts.healing.repair.expects(header):
+            parts.healing.repair.arrived(header, digest)
         elif header.reading:
             parts.rebuild.arrived(header, digest, chunk_bytes=self.ctx.config.chunk_bytes)
         else:

@@ -16,6 +16,7 @@ from holdfast.daemon.core.registry import Registry
 from holdfast.daemon.core.restoring import Restoring
 from holdfast.daemon.core.slot import COMPLETE
 from holdfast.protocol import limits, messages
+from holdfast.protocol.health import ChunkSuspected, FingerprintsGiven, WantFingerprints
 from holdfast.protocol.ids import SnapshotId
 
 
@@ -124,6 +125,7 @@ class PeerSide:
         parts = self.registry.obtain(name) if isinstance(message, messages.LayoutAnnounced) else self.registry.get(name)
         if parts is None:
             return
+        parts.healing.said(node, message)
         match message:
             case messages.WantLayout(_, layout_id):
                 serving.send_layout(self.ctx, node, parts.job, layout_id)
@@ -154,6 +156,8 @@ class PeerSide:
                 parts.protect.replied(node, message)
             case messages.ChunkUnavailable():
                 parts.rebuild.unavailable(node, message)
+            case WantFingerprints() | FingerprintsGiven() | ChunkSuspected():
+                pass  # heard above
             case _:
                 raise AssertionError(f"no rule for {type(message).__name__}")
 

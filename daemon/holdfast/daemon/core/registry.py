@@ -11,6 +11,7 @@ from holdfast.daemon.core.actions import Free
 from holdfast.daemon.core.arena import Arena
 from holdfast.daemon.core.collector import Collector
 from holdfast.daemon.core.context import Context
+from holdfast.daemon.core.healing import Healing
 from holdfast.daemon.core.job import Job
 from holdfast.daemon.core.memory import Memory, sizes_of
 from holdfast.daemon.core.peers import Peers
@@ -30,6 +31,7 @@ class JobParts:
     protect: Protect
     rebuild: Rebuild
     shards: Shards
+    healing: Healing
 
 
 @dataclass(slots=True)
@@ -87,7 +89,7 @@ class Registry:
             slots = [Slot(index, self.ctx.node) for index in range(self.ctx.config.slots)]
             job = Job(self.ctx, self.arena, name, slots, touched_ns=self.ctx.now_ns)
             rebuild = Rebuild(job, self.peers)
-            self.table[name] = JobParts(job, Protect(job), rebuild, Shards(job, rebuild))
+            self.table[name] = JobParts(job, Protect(job), rebuild, Shards(job, rebuild), Healing(job, self.peers))
         return self.table[name]
 
     def forget(self, name: str) -> bool:

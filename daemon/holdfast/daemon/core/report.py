@@ -9,6 +9,7 @@ from typing import Any
 from holdfast.daemon.core.arena import Arena
 from holdfast.daemon.core.collector import lost_by_group
 from holdfast.daemon.core.context import Context
+from holdfast.daemon.core.health import damage_verdict, resting_row
 from holdfast.daemon.core.job import Job
 from holdfast.daemon.core.peers import Peers
 from holdfast.daemon.core.rebuild import Rebuild
@@ -40,6 +41,7 @@ def job_report(job: Job, rebuild: Rebuild) -> JobReport:
         paused=job.ctx.now_ns < job.pause_ns,
         protect_s=job.protect_s,
         digest_failures=job.digest_failures,
+        health=job.health.report(job.ctx.now_ns),
     )
 
 
@@ -129,6 +131,7 @@ def _node_row(ctx: Context, peers: Peers, own: Heartbeat, node: int) -> dict[str
             "rebuild": report.rebuild_state,
             "ranks": list(report.roles),
             "digest_failures": report.digest_failures,
+            **resting_row([report]),
         }
         for report in (beat.jobs if beat else ())
     }
@@ -163,6 +166,7 @@ def _job_row(ctx: Context, peers: Peers, own: Heartbeat, job: Job | None, name: 
         and any(report.closed for report in reports.values()),
         "protect_s": max(report.protect_s for report in reports.values()),
         "digest_failures": sum(report.digest_failures for report in reports.values()),
+        **resting_row(list(reports.values())),
         "lost_nodes": [],
         "snapshot_bytes": None,
         "more_losses": None,
@@ -176,18 +180,28 @@ def _job_row(ctx: Context, peers: Peers, own: Heartbeat, job: Job | None, name: 
         return row
     assert layout_id is not None
     geometry = job.geometry(layout_id)
-    missing = lost_by_group(committed, geometry, reports).values()
+    by_group = lost_by_group(committed, geometry, reports)
+    missing = by_group.values()
     unheard = peers.unheard()
     lost = [node for nodes in missing for node in nodes if node not in unheard]
     worst_known = max((len(set(nodes) - unheard) for nodes in missing), default=0)
     worst = max((len(nodes) for nodes in missing), default=0)
     if worst_known <= geometry.parity_count:
         worst = min(worst, geometry.parity_count)  # who was not heard yet is not lost: fear it, but don't say it
+    damaged = {
+        node for node, report in reports.items() if report.health.damaged_chunks and report.committed == committed
+    }
     row["lost_nodes"] = [ctx.name_of(node) for node in lost]
     row["snapshot_bytes"] = sum(place.shard_bytes for place in geometry.layout.shards)
-    row["more_losses"] = max(geometry.parity_count - worst, 0)
     names = [ctx.name_of(node) + (" (not heard yet)" if node in unheard else "") for n in missing for node in n]
     row["verdict"], row["reason"] = _job_verdict(geometry.parity_count, worst, names)
+    if damaged:
+        worst_damaged = max(len(set(nodes) | damaged & set(group)) for group, nodes in by_group.items())
+        worst = max(worst, min(worst_damaged, max(geometry.parity_count, 1)))
+        verdict, reason = damage_verdict(geometry.parity_count, worst, [ctx.name_of(node) for node in sorted(damaged)])
+        row["verdict"] = max(row["verdict"], verdict, key=VERDICTS.index)
+        row["reason"] = "; ".join(text for text in (row["reason"], reason) if text)
+    row["more_losses"] = max(geometry.parity_count - worst, 0)
     return row
 
 

@@ -126,6 +126,19 @@ class Slot:
         assert self.geometry is not None
         return sum(self.geometry.stripes(self.node).chunk_counts) + parity_index
 
+    def data_digest(self, member: int, chunk: int) -> int:
+        """The digest of a member's data chunk; asking for one that is not known is an error."""
+        digest = self.digests[self.digest_index(member, chunk)]
+        assert digest is not None
+        return digest
+
+    def resting_index(self, kind: str, chunk: int) -> int:
+        """Where the digest of a chunk that this node itself holds stands in the table."""
+        if kind == "parity":
+            return self.parity_digest_index(chunk)
+        assert self.geometry is not None
+        return self.digest_index(self.geometry.group_of(self.node).index(self.node), chunk)
+
     def check(self) -> None:
         """Assert the invariants named at the top of this file."""
         holds = self.phase not in {Phase.ABSENT, Phase.ALLOCATING, Phase.EMPTY}

@@ -17,6 +17,12 @@ log = logging.getLogger(__name__)
 
 ANSWER_S = 2.0  # the loop answers at its next turn; longer means that it hangs, which is what /livez tells
 REQUEST_S = 5.0  # a client that sends nothing for so long is cut off
+_RESTING = {  # of a job's row: metrics of the same names
+    "repaired_chunks": "Resting chunks that were wrong and were repaired from their stripe since the daemons started.",
+    "damaged_chunks": "Resting chunks known to be wrong now.",
+    "disagreeing_stripes": "Stripes whose parity was not that of their data since the daemons started.",
+    "scrub_age_s": "Seconds since the last whole pass over resting memory ended, on the node where it is longest.",
+}
 _VERDICTS = ("HEALTHY", "DEGRADED", "UNPROTECTED", "LOST")
 
 
@@ -136,4 +142,6 @@ def metrics(status: dict[str, Any]) -> str:
     gauge("arena_bytes", "Memory reserved for snapshots and parity.", arena)
     failures = [({"job": j["name"]}, j["digest_failures"]) for j in jobs]
     gauge("digest_failures", "Chunks that failed their digest since the daemons started.", failures)
+    for key, text in _RESTING.items():
+        gauge(key, text, [({"job": j["name"]}, j[key]) for j in jobs if key in j])
     return "\n".join(lines) + "\n"

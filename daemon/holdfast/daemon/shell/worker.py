@@ -33,6 +33,7 @@ from holdfast.daemon.shell.keys import Keys, load_keys
 from holdfast.daemon.shell.machine import MachineMemory
 from holdfast.daemon.shell.network import READABLE, BulkPlane, ControlPlane, Outgoing, Poller, public_key_of
 from holdfast.daemon.shell.pages import Pages, StatusRequests
+from holdfast.daemon.shell.scrubber import Scrubber
 from holdfast.protocol import limits, messages
 from holdfast.protocol.config import ClusterConfig, config_digest, parse_config
 from holdfast.protocol.exit_codes import ExitCode, OperatorError
@@ -96,6 +97,14 @@ class Worker:
             engine=engine,
             chunk_bytes=config.chunk_bytes,
             params=lambda: CodeParams(members - config.parity, config.parity),
+            arena=self.arena,
+            bulk=self.bulk,
+            report=self.inbox.put,
+        )
+        self.scrubber = Scrubber(
+            config,
+            engine=engine,
+            params=CodeParams(members - config.parity, config.parity),
             arena=self.arena,
             bulk=self.bulk,
             report=self.inbox.put,
@@ -255,7 +264,7 @@ class Worker:
 
     def _perform(self, decided: list[actions.Action]) -> None:
         for action in decided:
-            if not self.coder.order(action):
+            if not self.coder.order(action) and not self.scrubber.order(action):
                 self._do(action)
 
     def _do(self, action: actions.Action) -> None:
@@ -313,6 +322,7 @@ class Worker:
         if self.pages is not None:
             self.pages.stop()
         self.coder.stop()
+        self.scrubber.stop()
         self.bulk.stop()
         self.control.close()
         self.door.close()

@@ -1,0 +1,72 @@
+"""How well what this node holds of one job's committed snapshot rests: what the scrub found, what was repaired.
+
+Covers the record. Who changes it: `scrub`, `agreement` and `repair`; heartbeats and the status show it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+from holdfast.protocol.health import HealthReport
+from holdfast.protocol.messages import JobReport
+
+Kind = Literal["data", "parity"]
+
+
+class Resting(NamedTuple):
+    """One chunk that this node holds: of its own image, or of its parity."""
+
+    kind: Kind
+    chunk: int
+
+
+@dataclass(slots=True)
+class Health:
+    """Counts since the worker started, and what is known to be wrong now."""
+
+    repaired_chunks: int = 0
+    disagreeing_stripes: int = 0
+    scrub_passes: int = 0
+    scrub_ended_ns: int = 0
+    scrub_s: float = 0.0
+    damaged: set[Resting] = field(default_factory=set)  # of the committed snapshot, found and not repaired yet
+
+    def report(self, now_ns: int) -> HealthReport:
+        """What heartbeats say of it."""
+        return HealthReport(
+            repaired_chunks=self.repaired_chunks,
+            damaged_chunks=len(self.damaged),
+            disagreeing_stripes=self.disagreeing_stripes,
+            scrub_passes=self.scrub_passes,
+            scrub_age_s=(now_ns - self.scrub_ended_ns) / 1e9 if self.scrub_passes else 0.0,
+            scrub_s=self.scrub_s,
+        )
+
+
+def resting_row(reports: Sequence[JobReport]) -> dict[str, Any]:
+    """How well memory rests, as the status shows it for a node or, from several reports, for a job."""
+    healths = [report.health for report in reports]
+    return {
+        "repaired_chunks": sum(health.repaired_chunks for health in healths),
+        "damaged_chunks": sum(health.damaged_chunks for health in healths),
+        "disagreeing_stripes": sum(health.disagreeing_stripes for health in healths),
+        "scrub_passes": min((health.scrub_passes for health in healths), default=0),
+        "scrub_age_s": max((health.scrub_age_s for health in healths), default=0.0),
+        "scrub_s": max((health.scrub_s for health in healths), default=0.0),
+    }
+
+
+def damage_verdict(parity_count: int, worst: int, names: Sequence[str]) -> tuple[str, str]:
+    """Verdict and reason for a job of whose committed snapshot chunks are damaged on the nodes of these names.
+
+    Args:
+        parity_count: m.
+        worst: chunks that a stripe may lack, lost and damaged ones together.
+        names: of the nodes that hold damaged chunks.
+    """
+    where = f"chunks on {', '.join(names)} fail their digest and are not repaired yet"
+    if parity_count == 0:
+        return "LOST", f"{where}; without parity they can't be"
+    if worst >= parity_count:
+        return "UNPROTECTED", f"{where}: a further loss may cost their stripes"
+    return "DEGRADED", f"{where}: {parity_count - worst} more nodes can be lost"
