@@ -37,13 +37,14 @@ class RestingCluster:
         self.cluster = Cluster(1, shape)
         self.cluster.start()
         self.wait(lambda: all(self.slot(node) is not None for node in range(nodes)), DEADLINE_S)
+        self.pass_time(1.0)  # until all have heard what all hold
 
     def wait(self, done: Callable[[], bool], seconds: float) -> None:
         """Let time pass until something is true, which it must be within so many seconds; then a moment more."""
         world = self.cluster.world
         deadline_s = world.now_s + seconds
         while not done():
-            assert world.now_s < deadline_s, "\n".join(world.transcript[-30:])
+            assert world.now_s < deadline_s, "\n".join(line[:200] for line in world.transcript[-30:])
             self.pass_time(LOOK_S)
         self.pass_time(LOOK_S)
 

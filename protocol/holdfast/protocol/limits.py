@@ -28,7 +28,7 @@ SCRUB_BATCH_CHUNKS = (
 AGREEMENT_STRIPES_MAX = (
     32  # stripes whose fingerprints are compared at once: bounds the 256 bytes per chunk that are kept
 )
-REPAIR_RETRY_S = 10.0  # between two tries to repair a chunk whose stripe lacks too many others
+REPAIR_RETRY_S = 2.0  # between two tries to repair a chunk whose stripe lacks too many others
 DIGEST_BATCH_CHUNKS = 16  # chunks digested in one go, so that sending starts before the last one is digested
 
 HEARTBEAT_S = 0.5

@@ -40,6 +40,18 @@ def test_without_parity_the_damage_is_shown_and_the_bytes_stay_as_they_are() -> 
     assert bytes(rot.held(1).data) == before
 
 
+def test_members_that_can_not_repair_their_chunks_of_one_stripe_leave_each_other_in_peace() -> None:
+    rot = RestingCluster(parity=1)
+    for node in (1, 2):
+        rot.flip(node, Resting("data", 0))  # both of stripe 0: beyond what one parity chunk covers
+    rot.pass_time(3 * PERIOD_S)
+    first = len(rot.cluster.world.transcript)
+    rot.pass_time(20.0)
+    reads = [line for line in rot.cluster.world.transcript[first:] if "ReadChunk" in line]
+    assert 0 < len(reads) < 100
+    assert all(rot.health(node).damaged for node in (1, 2))
+
+
 @pytest.mark.parametrize("rotten", [1, 2])
 def test_several_chunks_of_one_stripe_are_repaired_as_far_as_parity_reaches(rotten: int) -> None:
     rot = RestingCluster(parity=2)

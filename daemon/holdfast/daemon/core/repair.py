@@ -67,7 +67,8 @@ class Repair:
         if self.slot() is None or wanted in self.todo or (self.work is not None and self.work.wanted == wanted):
             return
         self.job.health.damaged.add(wanted)
-        self.retry_ns.pop(wanted, None)
+        if wanted in self.retry_ns:
+            return  # it waits for its next try: members that can't repair theirs either would ask each other for ever
         self.todo[wanted] = digest
         self._next()
 

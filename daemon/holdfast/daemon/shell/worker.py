@@ -93,21 +93,17 @@ class Worker:
         engine = select_engine(None if config.engine == "auto" else config.engine)
         placement = place([n.domain for n in config.nodes], group_size=config.group_size, parity=config.parity)
         members = len(placement.groups[placement.group_of(node)])
+        params = CodeParams(members - config.parity, config.parity)
         self.coder = Coder(
             engine=engine,
             chunk_bytes=config.chunk_bytes,
-            params=lambda: CodeParams(members - config.parity, config.parity),
+            params=lambda: params,
             arena=self.arena,
             bulk=self.bulk,
             report=self.inbox.put,
         )
         self.scrubber = Scrubber(
-            config,
-            engine=engine,
-            params=CodeParams(members - config.parity, config.parity),
-            arena=self.arena,
-            bulk=self.bulk,
-            report=self.inbox.put,
+            config, engine=engine, params=params, arena=self.arena, bulk=self.bulk, report=self.inbox.put
         )
         record = self._read_ledger()
         now_ns = time.monotonic_ns()
