@@ -1,7 +1,6 @@
 """The examples do what their first lines say, against `holdfast local`, as a user starts them."""
 
 import json
-import os
 import re
 import subprocess
 import sys

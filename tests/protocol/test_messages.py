@@ -46,12 +46,14 @@ def values_of(kind: Any) -> st.SearchStrategy[Any]:
         type(None): st.none(),
         bool: st.booleans(),
         int: st.integers(
-            -(1 << 63) if meta.ge is None else int(meta.ge),
+            -(1 << 63) if meta.ge is None and meta.gt is None else int(meta.gt) + 1 if meta.gt else int(meta.ge or 0),
             int(meta.lt) - 1 if meta.lt is not None else int(meta.le) if meta.le is not None else (1 << 64) - 1,
         ),
         float: st.floats(allow_nan=False),
         str: st.text(max_size=20),
-        bytes: st.lists(st.integers(0, (1 << 64) - 1), max_size=4).map(frames.pack_digests),
+        bytes: st.binary(min_size=meta.min_length, max_size=meta.max_length)
+        if meta.min_length
+        else st.lists(st.integers(0, (1 << 64) - 1), max_size=4).map(frames.pack_digests),
     }
     return simple[kind]
 

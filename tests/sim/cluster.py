@@ -11,6 +11,7 @@ from holdfast.protocol.placement import place
 from sim.machine import Machine, Worker
 from sim.network import Network, NetworkFaults
 from sim.ranks import Job, JobShape
+from sim.readers import Reader
 from sim.truth import Truth
 from sim.world import World
 
@@ -77,6 +78,7 @@ class Cluster:
             machine.machines = self.machines
             machine.after_event = self._observe
         self.jobs = [Job(self.world, self.machines, self.truth, job) for job in shape.jobs]
+        self.readers: list[Reader] = []
         for job in self.jobs:
             job.quiet = self.is_quiet
             job.clear = self.is_clear

@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
-from holdfast.coding import CodeParams, chunk_digest, decode_matrix, parity_matrix
+import msgspec
+from holdfast.coding import CodeParams, chunk_digest, decode_matrix, parity_matrix, scaled_fingerprint
 from holdfast.coding.field import multiples_of
+from holdfast.coding.fingerprint import naive_fingerprint
 from holdfast.daemon.core import actions, events
-from holdfast.daemon.core.memory import Memory
+from holdfast.daemon.core.memory import ChunkKey, Memory
 
 from sim.resting import repaired, scrubbed
 
@@ -28,6 +30,8 @@ CODING_ORDERS = (
     actions.ServeChunk,
     actions.ScrubChunks,
     actions.RepairChunk,
+    actions.AddToSum,
+    actions.StoreSum,
 )
 
 
@@ -107,6 +111,10 @@ class Coder:
         return memoryview(data)[chunk * size : (chunk + 1) * size]
 
     def _begin(self, action: actions.Action) -> Callable[[], events.Event | None]:
+        if isinstance(action, actions.AddToSum):
+            return lambda: self._add_to_sum(action)
+        if isinstance(action, actions.StoreSum):
+            return lambda: self._store_sum(action)
         memory = getattr(action, "memory", None)
         assert isinstance(memory, Memory)
         held = self.worker.machine.held.get(memory)
@@ -148,6 +156,38 @@ class Coder:
                 self.worker.send_chunk(action.node, action.header, chunk)
                 return None
         return events.ChunkNotServed(action.node, action.header)
+
+    def _own(self, term: actions.OwnTerm) -> bytes | None:
+        held = self.worker.machine.held.get(term.memory)
+        chunk = bytes(self.chunk(held.data if term.kind == "data" else held.parity, term.chunk)) if held else b""
+        return chunk if held and chunk_digest(chunk) == term.digest else None
+
+    def _take(self, key: ChunkKey | None) -> tuple[list[bytes], bool]:
+        """The sum so far as a list of one, of none where the sum begins; and whether it is missing."""
+        frame = None if key is None else self.worker.frames.pop(key, None)
+        return ([] if frame is None else [frame]), key is not None and frame is None
+
+    def _add_to_sum(self, action: actions.AddToSum) -> events.Event | None:
+        own, (incoming, missing) = self._own(action.own), self._take(action.incoming)
+        if own is None or missing:
+            return events.SumNotAdded(action.header, "a chunk is gone or bad")
+        total = combine([action.own.factor, *(1 for _ in incoming)], [own, *incoming], len(own))
+        header = msgspec.structs.replace(action.header, digest=chunk_digest(total))
+        self.worker.send_chunk(action.node, header, memoryview(total))
+        fingerprint = scaled_fingerprint(naive_fingerprint(own), action.own.factor)
+        return events.SumAdded(action.header, fingerprint) if action.witness else None
+
+    def _store_sum(self, action: actions.StoreSum) -> events.Event:
+        held = self.worker.machine.held.get(action.memory)
+        (incoming, missing), own = self._take(action.incoming), [self._own(term) for term in action.own]
+        found = [chunk for chunk in own if chunk is not None]
+        if held is None or missing or len(found) < len(own):
+            return events.SumNotStored(action.memory, action.number, "a chunk is gone or bad")
+        place = self.chunk(held.data if action.kind == "data" else held.parity, action.chunk)
+        factors = [*(1 for _ in incoming), *(term.factor for term in action.own)]
+        place[:] = combine(factors, [*incoming, *found], len(place))
+        fingerprint = naive_fingerprint(place) if action.witness else b""
+        return events.SumStored(action.memory, action.number, chunk_digest(place), fingerprint)
 
     def _drop(self, sources: tuple[tuple[int, object], ...]) -> None:
         for _, key in sources:

@@ -7,11 +7,13 @@ from holdfast.protocol import messages
 from sim.cluster import Cluster, ClusterShape
 from sim.network import NetworkFaults
 from sim.ranks import Job, JobShape
+from sim.readers import Reader
 from sim.truth import BrokenPromiseError, promise
 from sim.world import World
 
 FAULTS_S = 25.0  # how long faults happen
 COMMIT_OWED_S = 45.0  # after the last fault: a snapshot that was begun after it is committed
+READ_OWED_S = 30.0  # after the last node's loss: a reader has every byte
 RESTORE_OWED_S = 25.0  # after a restart at rest: every rank has its bytes
 
 
@@ -36,6 +38,7 @@ class Profile:
     kinds: tuple[int, ...]
     network: NetworkFaults | None = None  # None: drawn from the seed
     pause_s: float = 3.0  # mean time between two faults
+    readers: bool = False  # on every node a client reads what is committed, all the time
 
 
 PROFILES = {
@@ -43,6 +46,9 @@ PROFILES = {
     "restarts": Profile((0, 2, 7, 7, 7, 11, 11, 9, 10), NetworkFaults(lost=0.1, doubled=0.02), pause_s=1.5),
     "losses": Profile((4, 4, 4, 7, 12), NetworkFaults(corrupted=0.1), pause_s=2.0),
     "crashes": Profile((0, 1, 2, 3, 7), pause_s=1.0),
+    "reads": Profile(
+        (0, 2, 4, 4, 5, 7, 9, 10, 11, 12), NetworkFaults(lost=0.01, doubled=0.01, corrupted=0.02), readers=True
+    ),
 }
 
 
@@ -121,6 +127,9 @@ def _fault(cluster: Cluster, kinds: tuple[int, ...]) -> None:
 def _play(cluster: Cluster, profile: Profile) -> Outcome:
     world = cluster.world
     cluster.start()
+    if profile.readers:
+        for node in range(cluster.shape.node_count):
+            cluster.readers.append(Reader(world, cluster.machines, cluster.truth, cluster.jobs[0].shape.name, node))
     world.run_until(lambda: False, deadline_s=world.between(2.0, 8.0))
     end_s = world.now_s + FAULTS_S
     while world.now_s < end_s:
@@ -148,6 +157,8 @@ def rest(cluster: Cluster) -> None:
     for job in cluster.jobs:
         _owe_restore(cluster, job)
     cluster.truth.check_at_rest()
+    if cluster.readers:
+        _owe_read(cluster)
 
 
 def _owe_commit(cluster: Cluster, job: Job) -> None:
@@ -173,6 +184,23 @@ def _owe_restore(cluster: Cluster, job: Job) -> None:
         job.restored is not None and known is not None and job.restored >= known,
         f"job {job.shape.name}: {known} was committed, {job.restored} was restored",
     )
+
+
+def _owe_read(cluster: Cluster) -> None:
+    """With the job gone and a node missing, another node's reader gets every byte of what is committed last."""
+    world, job = cluster.world, cluster.jobs[0]
+    for reader in cluster.readers:
+        reader.stopped = True
+    job.stopped = True
+    job.kill("it ends")
+    node = world.random.randrange(cluster.shape.node_count)
+    gone = (node + 1) % cluster.shape.node_count
+    if cluster.may_lose(gone) and cluster.shape.parity:
+        cluster.lose_node(gone, back_after_s=1000.0)
+    whole = Reader(world, cluster.machines, cluster.truth, job.shape.name, node, whole=True)
+    done = world.run_until(lambda: whole.done, deadline_s=world.now_s + READ_OWED_S)
+    told = [denied.text for denied in whole.denials[-2:]]
+    promise(done, f"node {node} could not read all of job {job.shape.name} within {READ_OWED_S} s: {told}")
 
 
 def run(seed: int, profile_name: str = "everything") -> Outcome:

@@ -8,6 +8,7 @@ from holdfast.client.errors import (
     RanksDisagreeError,
     RefusedError,
     SnapshotSkippedError,
+    SupersededError,
 )
 from holdfast.client.snapshotter import Snapshotter
 
@@ -20,4 +21,5 @@ __all__ = [
     "RefusedError",
     "SnapshotSkippedError",
     "Snapshotter",
+    "SupersededError",
 ]

@@ -1,8 +1,18 @@
 """Errors of the conversation with the daemon and of restoring. Errors about the state itself are in `state_errors`."""
 
+from holdfast.protocol.ids import SnapshotId
+
 
 class HoldfastError(Exception):
     """Base of everything that a Snapshotter raises about protection."""
+
+
+class SupersededError(HoldfastError):
+    """The snapshot that was being read was released, since `newest` is committed: ask again and start over."""
+
+    def __init__(self, text: str, *, newest: SnapshotId) -> None:
+        super().__init__(text)
+        self.newest = newest
 
 
 class DaemonUnreachableError(HoldfastError):

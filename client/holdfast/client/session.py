@@ -42,6 +42,9 @@ class Session:
     refused: dict[SnapshotId, str] = field(default_factory=dict)
     denied: dict[str, messages.Denied] = field(default_factory=dict)  # by request
     progress: messages.Progress | None = None
+    committed_answer: messages.CommittedAnswer | None = None
+    ranges_ready: dict[int, messages.RangeReady] = field(default_factory=dict)  # by the number of the request
+    ranges_denied: dict[int, messages.RangeDenied] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.welcome.protocol != limits.PROTOCOL_VERSION:
@@ -67,6 +70,12 @@ class Session:
                 self._progressed(message)
             case messages.Denied():
                 self._denied(message)
+            case messages.CommittedAnswer():
+                self.committed_answer = message
+            case messages.RangeReady(request=request):
+                self.ranges_ready[request] = message
+            case messages.RangeDenied(request=request):
+                self.ranges_denied[request] = message
             case messages.StatusAnswer() | messages.RecoverAnswer() | messages.ForgetAnswer():
                 pass  # answers to commands; a rank never asks
             case _:
@@ -89,6 +98,11 @@ class Session:
         else:
             self.denied[message.request] = message
 
+    def forget_range(self, request: int) -> None:
+        """A read was closed, or is asked for again under another number."""
+        self.ranges_ready.pop(request, None)
+        self.ranges_denied.pop(request, None)
+
     def _forget_old_refusals(self) -> None:
         self.refused = dict(sorted(self.refused.items())[-limits.GIVEN_UP_KEPT :])
 
@@ -102,5 +116,7 @@ class Session:
                 self.restore_answer = None
             case "OpenShard":
                 self.opened, self.pending_text = None, ""
+            case "AskCommitted":
+                self.committed_answer = None
             case _:
                 raise AssertionError(request)

@@ -12,7 +12,7 @@ from holdfast.coding.errors import (
     EngineUnavailableError,
     NotEnoughShardsError,
 )
-from holdfast.coding.fingerprint import FINGERPRINT_BYTES, parity_fingerprints
+from holdfast.coding.fingerprint import FINGERPRINT_BYTES, parity_fingerprints, scaled_fingerprint
 from holdfast.coding.matrix import decode_matrix, parity_matrix
 from holdfast.coding.operands import Buffer
 from holdfast.coding.params import MAX_CODE_LENGTH, CodeParams
@@ -36,5 +36,6 @@ __all__ = [
     "find_disagreement",
     "parity_fingerprints",
     "parity_matrix",
+    "scaled_fingerprint",
     "select_engine",
 ]

@@ -69,6 +69,11 @@ def parity_fingerprints(params: CodeParams, data_fingerprints: Sequence[bytes]) 
     return tuple(results)
 
 
+def scaled_fingerprint(fingerprint: bytes, factor: int) -> bytes:
+    """The fingerprint of ``factor`` times a chunk, from that of the chunk: 256 bytes; ``factor`` is 0 to 255."""
+    return fingerprint.translate(multiples_of(factor))
+
+
 @cache
 def _factors() -> Bytes:
     """2^b for the blocks b of one period."""

@@ -29,6 +29,18 @@ AGREEMENT_STRIPES_MAX = (
     32  # stripes whose fingerprints are compared at once: bounds the 256 bytes per chunk that are kept
 )
 REPAIR_RETRY_S = 2.0  # between two tries to repair a chunk whose stripe lacks too many others
+READ_RANGE_BYTES_MAX = 64 << 20  # one read of a client: bounds the memory lent for it
+RANGES_PER_CLIENT_COUNT_MAX = 2  # one is copied while the next is fetched
+RANGE_COUNT_MAX = 16  # on one node, over all clients: with the above, the memory that reads may take in all
+SUMS_OPEN_BYTES = 32 << 20  # chunks asked for and not yet here, per reader or rebuild; more than a chain of nodes holds
+SUM_CHUNKS_MIN = 4  # the same in chunks, where chunks are large
+SUM_CHUNKS_MAX = 64  # the same in chunks, where they are small
+SUMS_HELD_COUNT_MAX = 1024  # sums in which one node has a part, for all who asked; more are refused and asked for again
+SUMS_PER_MESSAGE_COUNT_MAX = 64  # parts of sums ordered by one message
+SUM_TRIES_COUNT_MAX = 16  # plans for one chunk before it counts as not to be had
+SUM_PATIENCE_S = 3.0  # how long a part waits for the sum so far; longer than a dead peer goes unnoticed
+SUM_PATIENCE_STEP_S = 0.25  # more for each place later in the chain: the first that waits in vain knows whom to blame
+SUSPECT_S = 10.0  # how long a node that let a sum down is asked only where there is no other
 DIGEST_BATCH_CHUNKS = 16  # chunks digested in one go, so that sending starts before the last one is digested
 
 HEARTBEAT_S = 0.5
@@ -53,3 +65,6 @@ assert HEARTBEAT_S * 2 < PEER_DEADLINE_S <= HEAR_ALL_S
 assert HEAR_ALL_S + PEER_DEADLINE_S < COMMIT_PAUSE_S
 assert CHUNK_DEADLINE_S * 2 < PROTECT_STALL_S
 assert AGREEMENT_STRIPES_MAX * 256 * 4 < CONTROL_FRAME_BYTES_MAX
+assert RANGES_PER_CLIENT_COUNT_MAX <= RANGE_COUNT_MAX
+assert PEER_DEADLINE_S < SUM_PATIENCE_S
+assert SUM_CHUNKS_MIN * CHUNK_BYTES_MAX <= READ_RANGE_BYTES_MAX

@@ -11,11 +11,121 @@ Messages say facts and are safe to repeat; nothing depends on a message arriving
 from typing import Annotated, Literal
 
 from holdfast.protocol import limits
+from holdfast.protocol.client_messages import (
+    AskCommitted,
+    AskForget,
+    AskRecover,
+    AskRestore,
+    AskStatus,
+    Begin,
+    ClientMessage,
+    CloseRange,
+    CloseShard,
+    CommittedAnswer,
+    DaemonMessage,
+    Denied,
+    DoorMessage,
+    ForgetAnswer,
+    Granted,
+    Leave,
+    MemoryGiven,
+    OpenShard,
+    Plan,
+    PlanAccepted,
+    Progress,
+    RangeDenied,
+    RangeReady,
+    ReadRange,
+    RecoverAnswer,
+    RestoreAnswer,
+    Seal,
+    ShardOpened,
+    ShardPending,
+    Skip,
+    StatusAnswer,
+    Welcome,
+)
 from holdfast.protocol.fields import Count, JobName, Message, NodeNumber, PackedDigests, RoleNumber, Text
 from holdfast.protocol.health import ChunkSuspected, FingerprintsGiven, HealthReport, WantFingerprints
 from holdfast.protocol.ids import SnapshotId
 from holdfast.protocol.layout import Layout
 from msgspec import Meta, Struct
+
+__all__ = [
+    "AskCommitted",
+    "AskForget",
+    "AskRecover",
+    "AskRestore",
+    "AskStatus",
+    "Begin",
+    "ChunkHeader",
+    "ChunkReply",
+    "ChunkSuspected",
+    "ChunkUnavailable",
+    "ClientMessage",
+    "CloseRange",
+    "CloseShard",
+    "CommittedAnswer",
+    "CommittedGiven",
+    "CommittedWanted",
+    "Count",
+    "DaemonMessage",
+    "Denied",
+    "DigestsAnnounced",
+    "DoorMessage",
+    "FingerprintsGiven",
+    "ForgetAnswer",
+    "Granted",
+    "HealthReport",
+    "Heartbeat",
+    "JobForgotten",
+    "JobName",
+    "JobReport",
+    "LayoutAnnounced",
+    "Leave",
+    "MemoryGiven",
+    "Message",
+    "NodeGaveUp",
+    "NodeNumber",
+    "NodeProtected",
+    "OpenShard",
+    "PackedDigests",
+    "PeerMessage",
+    "Plan",
+    "PlanAccepted",
+    "Progress",
+    "RangeDenied",
+    "RangeReady",
+    "ReadChunk",
+    "ReadRange",
+    "RebuildAsked",
+    "RecoverAnswer",
+    "Refused",
+    "ReportWanted",
+    "RestoreAnswer",
+    "RestoreAsked",
+    "RestoreDecided",
+    "RoleNumber",
+    "Seal",
+    "ShardOpened",
+    "ShardPending",
+    "Skip",
+    "SnapshotCommitted",
+    "SnapshotOpened",
+    "StatusAnswer",
+    "StatusGiven",
+    "StatusWanted",
+    "SumFailed",
+    "SumPart",
+    "SumWitness",
+    "SumsWanted",
+    "Text",
+    "WantDigests",
+    "WantFingerprints",
+    "WantLayout",
+    "Welcome",
+]
+
 
 # --- between daemons -------------------------------------------------------------------------------------------------
 
@@ -173,6 +283,66 @@ class ChunkUnavailable(Message, frozen=True):
     reason: Text
 
 
+class SumPart(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """What one node adds to one sum: `factor` times a chunk that it holds, in GF(2^8).
+
+    A sum is a chunk on its way from those who hold it, or hold what it can be computed from, to the node that wants
+    it: each adds its part and sends the result on. One part with factor 1 is the chunk itself.
+    """
+
+    number: Count  # of the sum; given by the node that wants it, never used twice
+    kind: Literal["data", "parity"]
+    chunk: Count
+    factor: Annotated[int, Meta(ge=1, le=255)]
+    source: NodeNumber | None  # who sends the sum so far; None: it begins here
+    target: NodeNumber  # where the sum goes next
+    place: Annotated[int, Meta(ge=0, lt=256)]  # in the chain, from 0
+    witness: bool = False  # also tell the node that wants it the fingerprint of what was added
+
+
+class SumsWanted(Message, frozen=True):
+    """Please take part in these sums. Each ends in a frame to its target, or in SumFailed."""
+
+    job: JobName
+    snapshot: SnapshotId
+    parts: Annotated[tuple[SumPart, ...], Meta(max_length=limits.SUMS_PER_MESSAGE_COUNT_MAX)]
+
+
+class SumFailed(Message, frozen=True):
+    """To the node that wants it: I can't do my part. `waits_for`: that node sent me nothing."""
+
+    job: JobName
+    number: Count
+    reason: Text
+    waits_for: NodeNumber | None = None
+
+
+class SumWitness(Message, frozen=True):
+    """To the node that wants it: the linear fingerprint of what I added to the sum, factor included."""
+
+    job: JobName
+    number: Count
+    fingerprint: Annotated[bytes, Meta(min_length=256, max_length=256)]
+
+
+class CommittedWanted(Message, frozen=True):
+    """To the collector: which snapshot of the job can be read? Begins nothing."""
+
+    job: JobName
+    request: Count
+
+
+class CommittedGiven(Message, frozen=True):
+    """The collector's answer to CommittedWanted."""
+
+    job: JobName
+    request: Count
+    attempt: Count
+    snapshot: SnapshotId | None
+    layout: Layout | None
+    problem: Text = ""
+
+
 class ChunkReply(Message, frozen=True):
     """Acknowledges a contribution once it is in the parity (`ok`), or says that it has to be sent again."""
 
@@ -242,6 +412,11 @@ PeerMessage = (
     | RestoreDecided
     | ReadChunk
     | ChunkUnavailable
+    | SumsWanted
+    | SumFailed
+    | SumWitness
+    | CommittedWanted
+    | CommittedGiven
     | ChunkReply
     | WantFingerprints
     | FingerprintsGiven
@@ -266,227 +441,8 @@ class ChunkHeader(Struct, frozen=True, array_like=True, tag=True, forbid_unknown
     incarnation: Count
     job: JobName
     snapshot: SnapshotId
-    node: NodeNumber  # whose image the chunk belongs to (data), or who holds it (parity)
-    kind: Literal["data", "parity"]
-    chunk: Count
-    reading: bool  # the answer to ReadChunk; False: a contribution to parity
-
-
-# --- trainers and commands to their daemon ---------------------------------------------------------------------------
-
-
-class AskRestore(Message, frozen=True):
-    """Role 0 asks which snapshot the job should restore. Begins a new attempt."""
-
-    job: JobName
-    begin_fresh: bool = False  # the trainer doesn't want to restore: only begin the attempt
-
-
-class Plan(Message, frozen=True):
-    """A rank's place in the agreed layout. Memory is allocated for the node's part of it."""
-
-    job: JobName
-    attempt: Count
-    role: RoleNumber
-    layout: Layout
-
-
-class OpenShard(Message, frozen=True):
-    """A rank wants to read its shard of a committed snapshot."""
-
-    job: JobName
-    attempt: Count
-    snapshot: SnapshotId
-    role: RoleNumber
-
-
-class CloseShard(Message, frozen=True):
-    """The rank has copied its shard out of the arena."""
-
-    job: JobName
-    snapshot: SnapshotId
-    role: RoleNumber
-
-
-class Begin(Message, frozen=True):
-    """A rank wants to stage a step."""
-
-    job: JobName
-    snapshot: SnapshotId
-    role: RoleNumber
-
-
-class Seal(Message, frozen=True):
-    """The rank's shard is whole in its slot."""
-
-    job: JobName
-    snapshot: SnapshotId
-    role: RoleNumber
-
-
-class Skip(Message, frozen=True):
-    """The rank skips or tore this snapshot; `reason` says why. The snapshot can't commit."""
-
-    job: JobName
-    snapshot: SnapshotId
-    role: RoleNumber
-    reason: Text
-
-
-class Leave(Message, frozen=True):
-    """The rank is done with the job; its last snapshot stays held."""
-
-    job: JobName
-    role: RoleNumber
-
-
-class AskStatus(Message, frozen=True):
-    """A command asks for the cluster's status."""
-
-
-class AskRecover(Message, frozen=True):
-    """A command asks that lost nodes be rebuilt: one by name, or None for all that lost something."""
-
-    node: Text | None = None
-
-
-class AskForget(Message, frozen=True):
-    """A command asks to free everything that a job holds."""
-
-    job: JobName
-
-
-ClientMessage = (
-    AskRestore | Plan | OpenShard | CloseShard | Begin | Seal | Skip | Leave | AskStatus | AskRecover | AskForget
-)
-
-
-# --- a daemon to its trainers and commands ---------------------------------------------------------------------------
-
-
-class Welcome(Message, frozen=True):
-    """The first frame on the Unix socket: who this daemon is, and where to send messages."""
-
-    protocol: int
-    cluster: Text
-    epoch: Count
-    node: NodeNumber
-    node_name: Text
-    token: Text
-    endpoint: Text
-
-
-class MemoryGiven(Message, frozen=True):
-    """On the Unix socket, with one descriptor beside it: the memory of slot `slot` of a job (this node's image)."""
-
-    job: JobName
-    slot: Count
-    generation: Count  # a slot's memory is replaced when the layout changes; the generation tells which one this is
-    data_bytes: Count
-
-
-class RestoreAnswer(Message, frozen=True):
-    """What role 0 asked: the attempt that begins, and the snapshot to restore."""
-
-    job: JobName
-    attempt: Count
-    snapshot: SnapshotId | None
-    layout: Layout | None
-    problem: Text = ""
-
-
-class PlanAccepted(Message, frozen=True):
-    """Memory is ready; the rank's shard lies at `offset_bytes` of every slot."""
-
-    job: JobName
-    attempt: Count
-    role: RoleNumber
-    offset_bytes: Count
-    shard_bytes: Count
-
-
-class Granted(Message, frozen=True):
-    """Stage into this slot."""
-
-    job: JobName
-    snapshot: SnapshotId
-    slot: Count
-    generation: Count
-
-
-class ShardOpened(Message, frozen=True):
-    """The shard's chunks passed their digests; read it from this slot until CloseShard."""
-
-    job: JobName
-    snapshot: SnapshotId
-    role: RoleNumber
-    slot: Count
-    generation: Count
-    offset_bytes: Count
-    shard_bytes: Count
-
-
-class ShardPending(Message, frozen=True):
-    """The shard is being rebuilt; ShardOpened or Denied follows."""
-
-    job: JobName
-    snapshot: SnapshotId
-    role: RoleNumber
-    text: Text
-
-
-class Progress(Message, frozen=True):
-    """Where the job's snapshots stand on this node, told at each change."""
-
-    job: JobName
-    sealed: SnapshotId | None
-    protected: SnapshotId | None
-    committed: SnapshotId | None
-    given_up: SnapshotId | None
-    reason: Text = ""  # why the newest given-up snapshot was given up
-
-
-class Denied(Message, frozen=True):
-    """A request can't be met. `exit_code` is the one of the command line; `retry` says that trying again may help."""
-
-    request: Text  # the tag of the refused message
-    job: Text
-    exit_code: Annotated[int, Meta(ge=0, le=255)]
-    text: Text
-    retry: bool = False
-    snapshot: SnapshotId | None = None  # set where the request was about staging one
-
-
-class StatusAnswer(Message, frozen=True):
-    """The status as a tree of plain values, ready to be printed as JSON."""
-
-    status: dict[str, object]
-
-
-class RecoverAnswer(Message, frozen=True):
-    """What was started: node names, and one line of text."""
-
-    started: tuple[Text, ...]
-    text: Text
-
-
-class ForgetAnswer(Message, frozen=True):
-    """The job is being freed everywhere."""
-
-    job: JobName
-    found: bool
-
-
-DaemonMessage = (
-    RestoreAnswer
-    | PlanAccepted
-    | Granted
-    | ShardOpened
-    | ShardPending
-    | Progress
-    | Denied
-    | StatusAnswer
-    | RecoverAnswer
-    | ForgetAnswer
-)
-DoorMessage = Welcome | MemoryGiven
+    node: NodeNumber  # whose image the chunk belongs to (data), who holds it (parity), or who wants it (sum)
+    kind: Literal["data", "parity", "sum"]
+    chunk: Count  # of a sum: its number
+    reading: bool  # the answer to ReadChunk, or a sum; False: a contribution to parity
+    digest: Annotated[int, Meta(ge=0)] = 0  # of a sum: of the frame, so that damage on the way shows at its next node

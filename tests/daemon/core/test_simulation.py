@@ -11,6 +11,7 @@ SEEDS = (
     *(("everything", seed) for seed in (2, 4, 7, 8, 13, 14, 15, 16, 19, 20, 22)),
     *(("restarts", seed) for seed in (2, 4, 7, 8, 12, 13, 14, 15, 18, 20, 22)),
     *(("losses", seed) for seed in (2, 4, 7, 8, 13, 14, 15)),
+    *(("reads", seed) for seed in (2, 7, 8)),
     *(("crashes", seed) for seed in (2, 4, 7, 8, 13, 14, 15)),
 )
 

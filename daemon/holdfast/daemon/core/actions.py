@@ -108,6 +108,48 @@ class ServeChunk:
 
 
 @dataclass(frozen=True, slots=True)
+class OwnTerm:
+    """A chunk of held memory, and the factor with which it enters a sum in GF(2^8)."""
+
+    memory: Memory
+    kind: Literal["data", "parity"]
+    chunk: int  # where it lies, in chunks
+    digest: int  # that it must have
+    factor: int
+
+
+@dataclass(frozen=True, slots=True)
+class AddToSum:
+    """Add an own chunk to a sum on its way, and send the result to `node`.
+
+    Ends in nothing or, with `witness`, in SumAdded; in SumNotAdded if the chunk fails its digest or anything is gone.
+    The received frame is dropped afterwards.
+    """
+
+    node: int
+    header: ChunkHeader  # of what is sent; its digest is filled in
+    own: OwnTerm
+    incoming: ChunkKey | None  # the sum so far; None: it begins here
+    witness: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StoreSum:
+    """Put a sum that arrived, with own chunks added, where it is wanted; ends in SumStored or SumNotStored.
+
+    The received frame is dropped afterwards.
+    """
+
+    memory: Memory
+    number: int
+    kind: Literal["data", "parity"]
+    chunk: int  # where it goes, in chunks
+    incoming: ChunkKey | None
+    own: tuple[OwnTerm, ...]
+    witness: bool  # also fingerprint the result
+
+
+@dataclass(frozen=True, slots=True)
 class DropFrames:
     """Release received frames; unknown ones are ignored."""
 
@@ -216,6 +258,8 @@ Action = (
     | StoreDigests
     | SendChunk
     | ServeChunk
+    | AddToSum
+    | StoreSum
     | DropFrames
     | EncodeParity
     | RebuildStripe

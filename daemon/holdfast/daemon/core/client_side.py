@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from holdfast.daemon.core.asks import Asks
 from holdfast.daemon.core.collector import Collector
 from holdfast.daemon.core.context import Context
+from holdfast.daemon.core.offers import Offers
+from holdfast.daemon.core.ranges import Ranges
 from holdfast.daemon.core.registry import Registry
 from holdfast.daemon.core.restoring import Restoring
 from holdfast.protocol import limits, messages
@@ -20,6 +22,8 @@ class ClientSide:
     collector: Collector
     restoring: Restoring
     asks: Asks
+    offers: Offers
+    ranges: Ranges
 
     def said(self, client: int, message: messages.ClientMessage) -> None:
         """A trainer or command of this host said something."""
@@ -30,6 +34,12 @@ class ClientSide:
                 self.asks.status(client)
             case messages.AskRecover(node):
                 self.asks.recover(client, node)
+            case messages.AskCommitted(job):
+                self.offers.ask_for(client, job)
+            case messages.ReadRange():
+                self.ranges.read(client, message)
+            case messages.CloseRange(request):
+                self.ranges.close(client, request)
             case messages.AskForget(job):
                 attempt = known.job.attempt if (known := self.registry.get(job)) is not None else 0
                 found = self.registry.forget(job)

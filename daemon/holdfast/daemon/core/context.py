@@ -29,6 +29,7 @@ class Context:
     dialled: set[int] = field(default_factory=set)
     down: set[int] = field(default_factory=set)  # heard once and silent now
     requests: int = 0  # questions asked so far; numbers them
+    sums: int = 0  # sums asked for so far; numbers them
     actions: list[Action] = field(default_factory=list)
 
     def emit(self, action: Action) -> None:
@@ -63,6 +64,14 @@ class Context:
         """A number for the next question to another node, unlike all that a predecessor of this worker used."""
         self.requests += 1
         return (self.worker_session << 32) + self.requests
+
+    def new_sum(self) -> int:
+        """A number for the next sum that is wanted here, unlike those of earlier workers and holders of this slot."""
+        self.sums += 1
+        life = (self.incarnation * 1009 + self.worker_session) % (
+            1 << 30
+        )  # what they may still have under way is young
+        return (life << 32) + self.sums
 
     @property
     def group(self) -> tuple[int, ...]:

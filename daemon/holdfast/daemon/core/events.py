@@ -156,6 +156,41 @@ class ChunkNotServed:
     header: ChunkHeader
 
 
+@dataclass(frozen=True, slots=True)
+class SumAdded:
+    """An own chunk is in a sum that was sent on; `fingerprint` is that of what was added, factor included."""
+
+    header: ChunkHeader
+    fingerprint: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class SumNotAdded:
+    """A sum was not sent on from here."""
+
+    header: ChunkHeader
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class SumStored:
+    """A wanted chunk is where it should be. Whether it is right is for the core to judge."""
+
+    memory: Memory
+    number: int
+    digest: int
+    fingerprint: bytes  # empty if none was wanted
+
+
+@dataclass(frozen=True, slots=True)
+class SumNotStored:
+    """A wanted chunk could not be put together: an own chunk fails its digest, or a frame is gone."""
+
+    memory: Memory
+    number: int
+    reason: str
+
+
 Event = (
     TimePassed
     | PeerSaid
@@ -173,4 +208,8 @@ Event = (
     | ChunksScrubbed
     | ChunkRepaired
     | ChunkNotServed
+    | SumAdded
+    | SumNotAdded
+    | SumStored
+    | SumNotStored
 )

@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 from holdfast.protocol.layout import Geometry
 
+READ_SLOTS_FROM = 1 << 20  # "slots" from here on are no slots of a snapshot, but memory lent to readers
+
 
 class Memory(NamedTuple):
     """One slot's memory. A slot whose size changes gets new memory under the next generation."""

@@ -6,7 +6,6 @@ worker knows.
 """
 
 from collections.abc import Mapping
-from typing import assert_never
 
 from holdfast.daemon.core import events
 from holdfast.daemon.core import resume as ledger_side
@@ -16,14 +15,18 @@ from holdfast.daemon.core.asks import Asks
 from holdfast.daemon.core.client_side import ClientSide
 from holdfast.daemon.core.collector import Collector
 from holdfast.daemon.core.context import Context
+from holdfast.daemon.core.fetch import Pursuits
 from holdfast.daemon.core.ledger import LedgerRecord
 from holdfast.daemon.core.memory import Memory
+from holdfast.daemon.core.offers import Offers
 from holdfast.daemon.core.peer_side import PeerSide
 from holdfast.daemon.core.peers import Peers
 from holdfast.daemon.core.protect import key_of
+from holdfast.daemon.core.ranges import Ranges
 from holdfast.daemon.core.registry import JobParts, Registry
 from holdfast.daemon.core.restoring import Restoring
 from holdfast.daemon.core.slot import Phase
+from holdfast.daemon.core.sums import Sums
 from holdfast.protocol import limits, messages
 
 
@@ -39,8 +42,25 @@ class Node:
         self.registry = Registry(ctx, self.arena, self.peers, self.collector)
         self.restoring = Restoring(ctx, self.peers, self.registry, self.collector)
         self.asks = Asks(ctx, self.peers, self.registry)
-        self.peer_side = PeerSide(ctx, self.peers, self.registry, self.collector, self.restoring, self.asks)
-        self.client_side = ClientSide(ctx, self.registry, self.collector, self.restoring, self.asks)
+        self.sums = Sums(ctx, self.registry)
+        self.pursuits = Pursuits(ctx)
+        self.offers = Offers(ctx, self.peers, self.registry, self.collector)
+        self.ranges = Ranges(ctx, self.arena, self.peers, self.registry, self.offers, self.pursuits)
+        self.peer_side = PeerSide(
+            ctx,
+            self.peers,
+            self.registry,
+            self.collector,
+            self.restoring,
+            self.asks,
+            self.sums,
+            self.pursuits,
+            self.offers,
+            self.ranges,
+        )
+        self.client_side = ClientSide(
+            ctx, self.registry, self.collector, self.restoring, self.asks, self.offers, self.ranges
+        )
         self.clients: set[int] = set()
         self.heartbeat_ns = 0
         self.written: LedgerRecord | None = None
@@ -125,6 +145,9 @@ class Node:
             self.collector.consider(parts.job)
         self.restoring.tick()
         self.asks.tick()
+        self.sums.tick()
+        self.offers.tick()
+        self.ranges.tick()
         self.registry.evict_closed()
         if self.ctx.now_ns >= self.heartbeat_ns:
             self.heartbeat_ns = self.ctx.seconds(limits.HEARTBEAT_S)
@@ -134,6 +157,8 @@ class Node:
         self.clients.discard(client)
         self.restoring.client_gone(client)
         self.asks.client_gone(client)
+        self.offers.client_gone(client)
+        self.ranges.client_gone(client)
         for parts in self.registry:
             parts.job.client_gone(client)
             parts.shards.client_gone(client)
@@ -143,10 +168,12 @@ class Node:
     def _work_done(self, event: events.Event) -> None:
         match event:
             case events.MemoryReady(memory):
+                self.ranges.memory_ready(memory)
                 if (parts := self.registry.owner(memory)) is not None:
                     parts.job.memory_ready(memory)
                     parts.rebuild.memory_ready(memory)
             case events.MemoryFailed(memory, reason):
+                self.ranges.memory_failed(memory, reason)
                 if (parts := self.registry.owner(memory)) is not None:
                     parts.job.memory_failed(memory, reason)
             case events.ChunksDigested(memory, snapshot, first_chunk, digests):
@@ -166,28 +193,36 @@ class Node:
             case events.ChunkArrived(header, digest):
                 self._chunk_arrived(header, digest)
             case events.ChunkNotServed(node, header):
+                assert header.kind != "sum"
                 text = "it fails its digest at rest"
                 said = messages.ChunkUnavailable(header.job, header.snapshot, header.kind, header.chunk, text)
                 self.ctx.tell(node, said)
                 if (parts := self.registry.get(header.job)) is not None:
                     parts.healing.scrub.not_served(header)
-            case (
-                events.TimePassed()
-                | events.PeerSaid()
-                | events.PeerRefused()
-                | events.ClientArrived()
-                | events.ClientGone()
-                | events.ClientSaid()
-                | events.ChunksScrubbed()
-                | events.ChunkRepaired()
-            ):
-                raise AssertionError("handled before")
             case _:
-                assert_never(event)
+                self._sum_done(event)
+
+    def _sum_done(self, event: events.Event) -> None:
+        match event:
+            case events.SumAdded(header, fingerprint):
+                self.sums.added(header, fingerprint)
+            case events.SumNotAdded(header, reason):
+                self.sums.not_added(header, reason)
+            case events.SumStored(_, number, digest, fingerprint):
+                self.pursuits.stored(number, digest, fingerprint)
+            case events.SumNotStored(_, number, reason):
+                self.pursuits.not_stored(number, reason)
+            case _:
+                raise AssertionError(f"no rule for {type(event).__name__}")
 
     def _chunk_arrived(self, header: messages.ChunkHeader, digest: int) -> None:
         parts = self.registry.get(header.job)
-        if parts is None or header.sender >= len(self.ctx.config.nodes):
+        if header.kind == "sum" and header.sender < len(self.ctx.config.nodes):
+            if header.node == self.ctx.node:
+                self.pursuits.arrived(header, digest)
+            else:
+                self.sums.arrived(header, digest)
+        elif parts is None or header.sender >= len(self.ctx.config.nodes):
             self.ctx.emit(DropFrames((key_of(header),)))
         elif header.reading and parts.healing.repair.expects(header):
             parts.healing.repair.arrived(header, digest)

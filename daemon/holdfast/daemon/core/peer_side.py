@@ -10,11 +10,15 @@ from holdfast.daemon.core import events, serving
 from holdfast.daemon.core.asks import Asks
 from holdfast.daemon.core.collector import Collector
 from holdfast.daemon.core.context import Context
+from holdfast.daemon.core.fetch import Pursuits
 from holdfast.daemon.core.job import Job
+from holdfast.daemon.core.offers import Offers
 from holdfast.daemon.core.peers import Peers
+from holdfast.daemon.core.ranges import Ranges
 from holdfast.daemon.core.registry import Registry
 from holdfast.daemon.core.restoring import Restoring
 from holdfast.daemon.core.slot import COMPLETE
+from holdfast.daemon.core.sums import Sums
 from holdfast.protocol import limits, messages
 from holdfast.protocol.health import ChunkSuspected, FingerprintsGiven, WantFingerprints
 from holdfast.protocol.ids import SnapshotId
@@ -30,6 +34,10 @@ class PeerSide:
     collector: Collector
     restoring: Restoring
     asks: Asks
+    sums: Sums
+    pursuits: Pursuits
+    offers: Offers
+    ranges: Ranges
     strangers: dict[str, tuple[int, int]] = field(default_factory=dict)  # kind -> (said again from, unsaid count)
 
     def refused(self, event: events.PeerRefused) -> None:
@@ -88,6 +96,8 @@ class PeerSide:
 
     def flight_lost(self, node: int, *, restarted: bool) -> None:
         """A peer went silent or came back as another process: what was in flight to it is gone."""
+        if restarted:
+            self.sums.wanter_lost(node)
         for parts in self.registry:
             parts.protect.peer_lost_flight(node, restarted=restarted)
 
@@ -96,6 +106,8 @@ class PeerSide:
             case messages.Heartbeat():
                 for job_report in message.jobs:
                     self._heard_report(node, job_report)
+                self.offers.answer_ready()
+                self.ranges.heard()
                 self.restoring.answer()  # this may have been the last node that a question waited for
             case messages.ReportWanted(_, job):
                 self.registry.pause_commits(job)
@@ -117,6 +129,24 @@ class PeerSide:
                 parts = self.registry.get(job)
                 if parts is not None and parts.job.attempt <= attempt and self.registry.forget(job):
                     self.ctx.tell_all(message)  # the collector passes it on to the other groups
+            case _:
+                self._peer_reading_message(node, message)
+
+    def _peer_reading_message(self, node: int, message: messages.PeerMessage) -> None:
+        match message:
+            case messages.DigestsAnnounced():
+                self.ranges.announced(message)
+                self._peer_job_message(node, message)
+            case messages.SumsWanted():
+                self.sums.wanted(node, message)
+            case messages.SumFailed():
+                self.pursuits.part_failed(node, message)
+            case messages.SumWitness():
+                self.pursuits.witnessed(node, message)
+            case messages.CommittedWanted():
+                self.offers.wanted(node, message)
+            case messages.CommittedGiven():
+                self.offers.given(message)
             case _:
                 self._peer_job_message(node, message)
 

@@ -24,6 +24,7 @@ class Peer:
     heartbeat_ns: int = 0
     refused: str = ""  # why it, or we, refused the other; empty if not
     restarts: int = 0
+    dialled_ns: int | None = None  # since when this node talks to it
 
     def report(self, job: str) -> JobReport | None:
         """What it last said of a job; what it said counts also while it is down, as history, so ask `alive` first."""
@@ -46,19 +47,21 @@ class Peers:
     def start(self) -> None:
         """Dial the group; the collector's candidates follow as time shows who is silent."""
         for node in self.ctx.group:
-            self._dial(node)
+            self.dial(node)
         self._dial_candidates()
 
-    def _dial(self, node: int) -> None:
+    def dial(self, node: int) -> None:
+        """Talk to a node from now on; harmless if it is done already."""
         if node != self.ctx.node and node not in self.ctx.dialled:
             self.ctx.dialled.add(node)
+            self.table[node].dialled_ns = self.ctx.now_ns
             self.ctx.emit(DialPeer(node))
 
     def _dial_candidates(self) -> None:
         # Dial 0, 1, 2, ... up to the first that is alive or might still answer: a node talks to its group and its
         # collector only.
         for node in range(self.ctx.node):
-            self._dial(node)
+            self.dial(node)
             if not self._joined or self.alive(node):
                 return
 
@@ -69,6 +72,13 @@ class Peers:
     def incarnation_of(self, node: int) -> int:
         """The incarnation under which a node was last heard."""
         return self.ctx.incarnation if node == self.ctx.node else self.table[node].incarnation
+
+    def had_time(self, node: int) -> bool:
+        """Whether a node was heard, or has had its time to speak since it was dialled."""
+        if self.alive(node):
+            return True
+        dialled_ns = self.table[node].dialled_ns
+        return dialled_ns is not None and self.ctx.now_ns >= dialled_ns + int(limits.JOIN_S * 1e9)
 
     @property
     def settled(self) -> bool:
@@ -125,7 +135,7 @@ class Peers:
             peer.refused = ""
         peer.heard_ns = self.ctx.now_ns
         self.ctx.down.discard(node)
-        self._dial(node)
+        self.dial(node)
         if not was_alive:
             self.ctx.log(f"node {self.ctx.name_of(node)} is up (incarnation {incarnation})")
         return True, lost_flight

@@ -138,6 +138,8 @@ class Repair:
 
     def expects(self, header: messages.ChunkHeader) -> bool:
         """Whether a chunk that came is one that a repair waits for."""
+        if header.kind == "sum":
+            return False
         return self._position(header.node, Resting(header.kind, header.chunk), header.snapshot) is not None
 
     def _position(self, node: int, source: Resting, snapshot: SnapshotId) -> int | None:
@@ -149,6 +151,7 @@ class Repair:
 
     def arrived(self, header: messages.ChunkHeader, digest: int) -> None:
         """A member's chunk came; `expects` was asked before."""
+        assert header.kind != "sum"
         position = self._position(header.node, Resting(header.kind, header.chunk), header.snapshot)
         slot, work = self.slot(), self.work
         if slot is None or slot.geometry is None or work is None or position is None:

@@ -6,13 +6,15 @@ that a job that attaches never delays the protection of another. Work on memory 
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+import msgspec
 import numpy as np
-from holdfast.coding import CodeParams, Engine, chunk_digest, decode_matrix, parity_matrix
+from holdfast.coding import CodeParams, Engine, chunk_digest, decode_matrix, parity_matrix, scaled_fingerprint
 from holdfast.daemon.core import actions, events
+from holdfast.daemon.core.memory import ChunkKey
 from holdfast.daemon.shell.arena import ArenaMemory
 from holdfast.daemon.shell.network import BulkPlane, Outgoing
 from holdfast.protocol.exit_codes import ExitCode
@@ -55,6 +57,10 @@ class Coder:
                 self._run(self._coding, self._verify, action)
             case actions.ServeChunk():
                 self._run(self._coding, self._serve, action)
+            case actions.AddToSum():
+                self._run(self._coding, self._add, action)
+            case actions.StoreSum():
+                self._run(self._coding, self._store, action)
             case _:
                 return False
         return True
@@ -148,6 +154,63 @@ class Coder:
             if chunk_digest(self._chunk(slot.data, chunk)) != digest
         )
         self._report(events.ChunksVerified(action.memory, action.ticket, bad))
+
+    def _own(self, term: actions.OwnTerm) -> memoryview | None:
+        """A chunk at rest, None if it is gone or fails its digest."""
+        slot = self._arena.get(term.memory)
+        if slot is None:
+            return None
+        chunk = self._chunk(slot.data if term.kind == "data" else slot.parity, term.chunk)
+        return chunk if chunk_digest(chunk) == term.digest else None
+
+    def _add(self, action: actions.AddToSum) -> None:
+        own = self._own(action.own)
+        incoming = None if action.incoming is None else self._bulk.payload(action.incoming)
+        if own is None or (incoming is None and action.incoming is not None):
+            reason = "its chunk fails its digest at rest, or is gone" if own is None else "the sum so far is gone"
+            self._drop_frame(action.incoming)
+            self._report(events.SumNotAdded(action.header, reason))
+            return
+        factor = action.own.factor
+        if incoming is None and factor == 1:
+            total, digest = own, action.own.digest
+        else:
+            total = np.empty(self._chunk_bytes, dtype=np.uint8).data
+            self._combine([(1, incoming), (factor, own)], total)
+            digest = chunk_digest(total)
+        self._drop_frame(action.incoming)
+        header = msgspec.structs.replace(action.header, digest=digest)
+        self._bulk.send(Outgoing(action.node, header, total))
+        if action.witness:
+            self._report(events.SumAdded(action.header, scaled_fingerprint(self._engine.fingerprint(own), factor)))
+
+    def _store(self, action: actions.StoreSum) -> None:
+        slot = self._arena.get(action.memory)
+        own = [(term.factor, self._own(term)) for term in action.own]
+        incoming = None if action.incoming is None else self._bulk.payload(action.incoming)
+        if slot is None or any(chunk is None for _, chunk in own) or (incoming is None and action.incoming is not None):
+            reason = "the memory, the frame or an own chunk is gone, or fails its digest at rest"
+            self._drop_frame(action.incoming)
+            self._report(events.SumNotStored(action.memory, action.number, reason))
+            return
+        place = self._chunk(slot.data if action.kind == "data" else slot.parity, action.chunk)
+        self._combine([(1, incoming), *own], place)
+        self._drop_frame(action.incoming)
+        fingerprint = self._engine.fingerprint(place) if action.witness else b""
+        self._report(events.SumStored(action.memory, action.number, chunk_digest(place), fingerprint))
+
+    def _combine(self, terms: Sequence[tuple[int, memoryview | None]], place: memoryview) -> None:
+        """Write the sum of factor times chunk over all that are there."""
+        found = [(factor, chunk) for factor, chunk in terms if chunk is not None]
+        if len(found) == 1 and found[0][0] == 1:
+            place[:] = found[0][1]
+            return
+        row = np.array([[factor for factor, _ in found]], dtype=np.uint8)
+        self._engine.matmul(row, [chunk for _, chunk in found], [place])
+
+    def _drop_frame(self, key: ChunkKey | None) -> None:
+        if key is not None:
+            self._bulk.drop((key,))
 
     def _serve(self, action: actions.ServeChunk) -> None:
         slot = self._arena.get(action.memory)

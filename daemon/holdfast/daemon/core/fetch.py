@@ -1,0 +1,443 @@
+"""Getting chunks of a committed snapshot from wherever they are: whole from who holds them, else as sums of k others.
+
+Covers the side that wants. A chunk whose holder is there comes from it. Any other is a sum over k chunks of its
+stripe, each times a factor (systematic Reed-Solomon): the sum travels along a chain of survivors, each adds its part,
+and one chunk arrives here whatever k is. Chains begin at another survivor with each stripe, so that all links carry
+the same. (Li et al.: "Repair Pipelining for Erasure-Coded Storage", USENIX ATC 2017; here whole chunks take the place
+of slices, since many stripes are under way at once.)
+
+A data chunk must have the digest that its owner announced. A parity chunk must have the linear fingerprint that its
+terms' holders, who checked each its own chunk, vouch for on the control plane. What fails is asked for in another way.
+"""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from holdfast.coding import CodeParams, decode_matrix
+from holdfast.daemon.core.actions import DropFrames, OwnTerm, StoreSum
+from holdfast.daemon.core.context import Context
+from holdfast.daemon.core.memory import ChunkKey, Memory
+from holdfast.daemon.core.peers import Peers
+from holdfast.daemon.core.slot import COMPLETE, Slot
+from holdfast.daemon.core.sums import key_of_sum, own_term
+from holdfast.protocol import limits, messages
+from holdfast.protocol.ids import SnapshotId
+from holdfast.protocol.layout import Geometry
+
+NO_FINGERPRINT = bytes(256)
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """A chunk that is wanted, and where it goes."""
+
+    stripe: int
+    position: int  # in the code word: 0..k-1 data, k..n-1 parity
+    memory: Memory
+    kind: Literal["data", "parity"]  # the piece of memory
+    chunk: int  # where in it, in chunks
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """A chunk of another node, and its factor."""
+
+    node: int
+    kind: Literal["data", "parity"]
+    chunk: int
+    factor: int
+
+
+@dataclass(slots=True)
+class Pursuit:
+    """One try to get one chunk."""
+
+    number: int
+    goal: Goal
+    terms: tuple[Term, ...]  # in the order of the chain
+    own: tuple[OwnTerm, ...]
+    digest: int | None  # that it must have; None for parity
+    deadline_ns: int
+    storing: bool = False
+    fingerprint: bytes | None = None  # of the stored result, for parity
+    found_digest: int = 0
+    witnesses: dict[int, bytes] = field(default_factory=dict)  # node -> fingerprint of its term
+
+
+@dataclass(slots=True)
+class Fetch:
+    """The chunks that somebody here wants of one snapshot and one group.
+
+    Attributes:
+        slot: this node's own slot of the snapshot, if it is of this group and whole; None else.
+        digests: of the group's data chunks, in member order, None where unknown; the owner of this object fills it.
+        done: called with each chunk that is where it should be and right, and its digest.
+        failed: called once, when a chunk can't be had; nothing is under way any more then.
+    """
+
+    ctx: Context
+    peers: Peers
+    pursuits: "Pursuits"
+    job: str
+    snapshot: SnapshotId
+    geometry: Geometry
+    group: tuple[int, ...]
+    own_slot: Callable[[], Slot | None]
+    digests: list[int | None]
+    done: Callable[[Goal, int], None]
+    failed: Callable[[str], None]
+    todo: deque[Goal] = field(default_factory=deque)
+    open: dict[int, Pursuit] = field(default_factory=dict)
+    excluded: dict[int, set[int]] = field(default_factory=dict)  # stripe -> nodes that failed us there
+    tries: dict[int, int] = field(default_factory=dict)  # stripe -> plans that came to nothing
+    suspects: dict[int, int] = field(default_factory=dict)  # node -> until when it is avoided
+    received_bytes: int = 0
+    failures: int = 0  # chunks that were damaged or wrong
+    ended: bool = False
+
+    # --- what is wanted ---
+
+    def want(self, goals: Sequence[Goal]) -> None:
+        """Ask for more chunks, after those that are asked for already."""
+        self.todo.extend(goals)
+        self.pump()
+
+    def hurry(self, wanted: Callable[[Goal], bool]) -> None:
+        """Take some of the chunks that are still to be asked for before the others."""
+        self.todo = deque(sorted(self.todo, key=lambda goal: not wanted(goal)))
+
+    def pump(self) -> None:
+        """Ask for as much as may be under way. Orders are batched: one message per node, not one per chunk."""
+        window = self.window
+        if self.ended or len(self.open) > window - min(window // 4, len(self.todo)):
+            return
+        orders: dict[int, list[messages.SumPart]] = {}
+        while self.todo and len(self.open) < window and not self.ended:
+            self._plan(self.todo.popleft(), orders)
+        self._order(orders)
+
+    @property
+    def window(self) -> int:
+        """How many chunks may be under way: more than the longest chain holds, within a bound in bytes."""
+        by_bytes = limits.SUMS_OPEN_BYTES // self.geometry.chunk_bytes
+        return max(limits.SUM_CHUNKS_MIN, min(limits.SUM_CHUNKS_MAX, max(by_bytes, 2 * len(self.group))))
+
+    def survivors(self) -> list[int]:
+        """The nodes of the group that hold the snapshot, as far as is known here."""
+        reports = self.peers.reports(self.job)
+        held = [node for node in self.group if node in reports and self.snapshot in reports[node].held]
+        return sorted([*held, self.ctx.node]) if self._own_slot() is not None else held
+
+    def heard_enough(self) -> bool:
+        """Whether who is not heard now has had the time to speak: only then it counts as lost."""
+        return all(self.peers.had_time(node) for node in self.group)
+
+    def _own_slot(self) -> Slot | None:
+        slot = self.own_slot() if self.ctx.node in self.group else None
+        return slot if slot is not None and slot.phase in COMPLETE and slot.snapshot == self.snapshot else None
+
+    # --- plans ---
+
+    def _plan(self, goal: Goal, orders: dict[int, list[messages.SumPart]]) -> None:
+        found = self._sources(goal)
+        if found is None:
+            if not self.ended:
+                self._fail(self._missing_text(goal))
+            return
+        terms, own = found
+        number = self.ctx.new_sum()
+        patience_s = limits.SUM_PATIENCE_S + (len(terms) + 2) * limits.SUM_PATIENCE_STEP_S
+        pursuit = Pursuit(number, goal, terms, own, self._digest_of(goal), self.ctx.seconds(patience_s))
+        self.open[number] = self.pursuits.table[number] = pursuit
+        self.pursuits.owners[number] = self
+        if not terms:
+            self._store(pursuit, None)
+        for place, term in enumerate(terms):
+            part = messages.SumPart(
+                number=number,
+                kind=term.kind,
+                chunk=term.chunk,
+                factor=term.factor,
+                source=terms[place - 1].node if place else None,
+                target=terms[place + 1].node if place + 1 < len(terms) else self.ctx.node,
+                place=place,
+                witness=pursuit.digest is None,
+            )
+            orders.setdefault(term.node, []).append(part)
+
+    def _order(self, orders: dict[int, list[messages.SumPart]]) -> None:
+        for node, parts in orders.items():
+            for first in range(0, len(parts), limits.SUMS_PER_MESSAGE_COUNT_MAX):
+                some = tuple(parts[first : first + limits.SUMS_PER_MESSAGE_COUNT_MAX])
+                self.ctx.tell(node, messages.SumsWanted(self.job, self.snapshot, some))
+
+    def _sources(self, goal: Goal) -> tuple[tuple[Term, ...], tuple[OwnTerm, ...]] | None:
+        """From whom a chunk can be had, and how; None if it can't."""
+        stripes = self.geometry.stripes(self.group[0])
+        data = stripes.data_members(goal.stripe)
+        members = [*data, *stripes.parity_members(goal.stripe)]
+        real = {position for position, _, _ in stripes.contributions(goal.stripe)}
+        zeros = [position for position in range(len(data)) if position not in real]
+        live = set(self.survivors())
+        excluded = self.excluded.get(goal.stripe, set())
+        needed = stripes.data_count - len(zeros)
+        for avoided in (excluded, set[int]()):  # one bad or late frame is no reason to give all up
+            able = [p for p, m in enumerate(members) if p not in zeros and self.group[m] in live - avoided]
+            if goal.position in able:
+                return self._terms(goal, {goal.position: 1}, members)
+            if len(able) >= needed:
+                chosen = self._choose(goal, able, needed, members)
+                available = sorted([*chosen, *zeros])
+                params = CodeParams(stripes.data_count, stripes.parity_count)
+                row = decode_matrix(params, available=available, wanted=[goal.position])[0].tolist()
+                factors = {p: factor for p, factor in zip(available, row, strict=True) if p in chosen and factor}
+                return self._terms(goal, factors, members)
+            self.excluded.pop(goal.stripe, None)
+        return None
+
+    def _choose(self, goal: Goal, able: list[int], needed: int, members: list[int]) -> list[int]:
+        """Which of the chunks that would do: own ones first, suspects last, the others in turn."""
+        turn = goal.stripe // len(self.group)
+        now_ns = self.ctx.now_ns
+
+        def rank(place: int) -> tuple[bool, bool, int]:
+            node = self.group[members[able[place]]]
+            return node != self.ctx.node, self.suspects.get(node, 0) > now_ns, (place + turn) % len(able)
+
+        return [able[place] for place in sorted(range(len(able)), key=rank)[:needed]]
+
+    def _terms(
+        self, goal: Goal, factors: dict[int, int], members: list[int]
+    ) -> tuple[tuple[Term, ...], tuple[OwnTerm, ...]]:
+        stripes = self.geometry.stripes(self.group[0])
+        terms: list[Term] = []
+        own: list[OwnTerm] = []
+        for position, factor in factors.items():
+            member = members[position]
+            node = self.group[member]
+            kind: Literal["data", "parity"] = "data" if position < stripes.data_count else "parity"
+            chunk = stripes.chunk_at(goal.stripe, member) if kind == "data" else None
+            place = chunk if chunk is not None else stripes.parity_index(goal.stripe, member)
+            if node != self.ctx.node:
+                terms.append(Term(node, kind, place, factor))
+            elif (slot := self._own_slot()) is not None:
+                term = own_term(slot, self.job, kind=kind, chunk=place, factor=factor)
+                assert term is not None, "a whole slot has all its digests"
+                own.append(term)
+        turn = goal.stripe % max(len(terms), 1)
+        return (*terms[turn:], *terms[:turn]), tuple(own)
+
+    def _digest_of(self, goal: Goal) -> int | None:
+        stripes = self.geometry.stripes(self.group[0])
+        if goal.position >= stripes.data_count:
+            return None
+        member = stripes.data_members(goal.stripe)[goal.position]
+        chunk = stripes.chunk_at(goal.stripe, member)
+        assert chunk is not None
+        digest = self.digests[sum(stripes.chunk_counts[:member]) + chunk]
+        assert digest is not None, "nothing is asked for before its digest is known"
+        return digest
+
+    def _missing_text(self, goal: Goal) -> str:
+        stripes = self.geometry.stripes(self.group[0])
+        live = self.survivors()
+        lost = [self.ctx.name_of(node) for node in self.group if node not in live]
+        return (
+            f"stripe {goal.stripe} needs {stripes.data_count} of its {stripes.member_count} chunks; lost or silent: "
+            f"{', '.join(lost) or 'none'}; parity covers {stripes.parity_count}"
+        )
+
+    # --- what comes ---
+
+    def arrived(self, pursuit: Pursuit, header: messages.ChunkHeader, digest: int) -> None:
+        """The sum is here."""
+        key = key_of_sum(header)
+        if pursuit.storing:
+            return  # sent twice: the frame that came first is in use
+        if not pursuit.terms or header.sender != pursuit.terms[-1].node or header.snapshot != self.snapshot:
+            self.ctx.emit(DropFrames((key,)))
+            return
+        self.received_bytes += self.geometry.chunk_bytes
+        if header.digest != digest:
+            self.failures += 1
+            self.ctx.emit(DropFrames((key,)))
+            self._again(pursuit, None, "it was damaged on its way here")
+            return
+        self._store(pursuit, key)
+
+    def _store(self, pursuit: Pursuit, incoming: ChunkKey | None) -> None:
+        pursuit.storing = True
+        goal = pursuit.goal
+        self.ctx.emit(
+            StoreSum(
+                memory=goal.memory,
+                number=pursuit.number,
+                kind=goal.kind,
+                chunk=goal.chunk,
+                incoming=incoming,
+                own=pursuit.own,
+                witness=pursuit.digest is None,
+            )
+        )
+
+    def stored(self, pursuit: Pursuit, digest: int, fingerprint: bytes) -> None:
+        """The chunk is in its place: is it right?"""
+        if pursuit.digest is None:
+            pursuit.fingerprint, pursuit.found_digest = fingerprint, digest
+            self._judge(pursuit)
+        elif pursuit.digest == digest:
+            self._succeed(pursuit, digest)
+        else:
+            self._wrong(pursuit, "the chunk that came of it fails its digest")
+
+    def witnessed(self, pursuit: Pursuit, node: int, fingerprint: bytes) -> None:
+        """A holder vouches for its term."""
+        pursuit.witnesses[node] = fingerprint
+        self._judge(pursuit)
+
+    def _judge(self, pursuit: Pursuit) -> None:
+        if pursuit.fingerprint is None or set(pursuit.witnesses) != {term.node for term in pursuit.terms}:
+            return
+        total = int.from_bytes(NO_FINGERPRINT, "little")
+        for fingerprint in pursuit.witnesses.values():
+            total ^= int.from_bytes(fingerprint, "little")
+        if total.to_bytes(len(NO_FINGERPRINT), "little") == pursuit.fingerprint:
+            self._succeed(pursuit, pursuit.found_digest)
+        else:
+            self._wrong(pursuit, "the parity that came of it does not have its terms' fingerprint")
+
+    def _succeed(self, pursuit: Pursuit, digest: int) -> None:
+        self._close(pursuit)
+        self.excluded.pop(pursuit.goal.stripe, None)
+        self.tries.pop(pursuit.goal.stripe, None)
+        self.done(pursuit.goal, digest)
+        self.pump()
+
+    # --- what goes wrong ---
+
+    def _wrong(self, pursuit: Pursuit, reason: str) -> None:
+        """All terms were sound where they rest, and the sum is not: the parity among them is the first suspect."""
+        self.failures += 1
+        parity = next((term.node for term in pursuit.terms if term.kind == "parity"), None)
+        self._again(pursuit, parity, reason)
+
+    def part_failed(self, pursuit: Pursuit, node: int, said: messages.SumFailed) -> None:
+        """A holder can't do its part, or waits in vain for the one before it."""
+        chain = [term.node for term in pursuit.terms]
+        if pursuit.storing or node not in chain:
+            return
+        blamed = node
+        if said.waits_for is not None:
+            blamed = said.waits_for if said.waits_for in chain else node
+            self.suspects[blamed] = self.ctx.seconds(limits.SUSPECT_S)
+        damaged = said.waits_for is None and "damaged" in said.reason
+        self._again(pursuit, None if damaged else blamed, said.reason)
+
+    def not_stored(self, pursuit: Pursuit, reason: str) -> None:
+        """An own chunk is bad, or the frame is gone."""
+        self.failures += 1
+        self._again(pursuit, self.ctx.node if pursuit.own else None, reason)
+
+    def _again(self, pursuit: Pursuit, avoid: int | None, reason: str) -> None:
+        """Plan a chunk anew, without one node if there are others."""
+        self._close(pursuit)
+        if self.ended:
+            return
+        stripe = pursuit.goal.stripe
+        who = "" if avoid is None else f" without node {self.ctx.name_of(avoid)}"
+        self.ctx.log(f"job {self.job}: a chunk of stripe {stripe} is asked for again{who}: {reason}", "warning")
+        if avoid is not None:
+            self.excluded.setdefault(stripe, set()).add(avoid)
+        self.tries[stripe] = self.tries.get(stripe, 0) + 1
+        if self.tries[stripe] >= limits.SUM_TRIES_COUNT_MAX:
+            self._fail(f"stripe {stripe} was tried {self.tries[stripe]} times, at last: {reason}")
+            return
+        orders: dict[int, list[messages.SumPart]] = {}
+        self._plan(pursuit.goal, orders)
+        self._order(orders)
+
+    def tick(self) -> None:
+        """Nodes that went away, and chunks that don't come."""
+        if not self.open:
+            self.pump()
+            return
+        live = set(self.survivors())
+        for pursuit in list(self.open.values()):
+            if self.ended:
+                return
+            gone = [term.node for term in pursuit.terms if term.node not in live]
+            if pursuit.number not in self.open or (pursuit.storing and pursuit.digest is not None):
+                continue  # the shell ends what is being stored, whatever happens
+            if gone and not pursuit.storing:
+                self._again(pursuit, gone[0], f"{self.ctx.name_of(gone[0])} is silent or has let it go")
+            elif self.ctx.now_ns >= pursuit.deadline_ns and pursuit.storing:
+                self._again(pursuit, None, "not all witnesses of its parity were heard")
+            elif self.ctx.now_ns >= pursuit.deadline_ns:
+                last = pursuit.terms[-1].node
+                self.suspects[last] = self.ctx.seconds(limits.SUSPECT_S)
+                self._again(pursuit, last, f"nothing came from {self.ctx.name_of(last)}")
+
+    def _close(self, pursuit: Pursuit) -> None:
+        self.open.pop(pursuit.number, None)
+        self.pursuits.forget(pursuit.number)
+
+    @property
+    def storing(self) -> bool:
+        """Whether the shell may still write into the memory of a goal."""
+        return any(pursuit.storing for pursuit in self.open.values())
+
+    def stop(self) -> None:
+        """Nobody wants any of it any more. Frames that still come are dropped."""
+        self.ended = True
+        self.todo.clear()
+        for pursuit in list(self.open.values()):
+            self._close(pursuit)
+
+    def _fail(self, problem: str) -> None:
+        if not self.ended:
+            self.stop()
+            self.failed(problem)
+
+
+@dataclass(slots=True)
+class Pursuits:
+    """All tries under way on this node, by number."""
+
+    ctx: Context
+    table: dict[int, Pursuit] = field(default_factory=dict)
+    owners: dict[int, Fetch] = field(default_factory=dict)
+
+    def forget(self, number: int) -> None:
+        """A try ended."""
+        self.table.pop(number, None)
+        self.owners.pop(number, None)
+
+    def arrived(self, header: messages.ChunkHeader, digest: int) -> None:
+        """A sum that this node wanted is here."""
+        pursuit = self.table.get(header.chunk)
+        if pursuit is None:
+            self.ctx.emit(DropFrames((key_of_sum(header),)))
+        else:
+            self.owners[header.chunk].arrived(pursuit, header, digest)
+
+    def stored(self, number: int, digest: int, fingerprint: bytes) -> None:
+        """A sum is in its place."""
+        if (pursuit := self.table.get(number)) is not None:
+            self.owners[number].stored(pursuit, digest, fingerprint)
+
+    def not_stored(self, number: int, reason: str) -> None:
+        """A sum could not be put in its place."""
+        if (pursuit := self.table.get(number)) is not None:
+            self.owners[number].not_stored(pursuit, reason)
+
+    def part_failed(self, node: int, said: messages.SumFailed) -> None:
+        """Another node can't do its part."""
+        if (pursuit := self.table.get(said.number)) is not None:
+            self.owners[said.number].part_failed(pursuit, node, said)
+
+    def witnessed(self, node: int, said: messages.SumWitness) -> None:
+        """Another node vouches for its part."""
+        if (pursuit := self.table.get(said.number)) is not None:
+            self.owners[said.number].witnessed(pursuit, node, said.fingerprint)
