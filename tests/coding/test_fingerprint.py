@@ -10,9 +10,10 @@ from holdfast.coding import (
     Engine,
     parity_fingerprints,
     parity_matrix,
+    scaled_fingerprint,
     select_engine,
 )
-from holdfast.coding.field import multiply, power
+from holdfast.coding.field import multiples_of, multiply, power
 from holdfast.coding.fingerprint import naive_fingerprint, numpy_fingerprint
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -87,3 +88,9 @@ def test_what_is_no_flat_buffer_is_refused(engine: Engine) -> None:
         engine.fingerprint(np.zeros(8, dtype=np.uint8)[::2])
     with pytest.raises(BufferMismatchError, match="buffer of bytes"):
         engine.fingerprint(7)  # type: ignore[arg-type]  # what an untyped caller might do
+
+
+@given(chunk=st.binary(max_size=2000), factor=st.integers(0, 255))
+def test_the_fingerprint_of_a_multiple_is_the_multiple_of_the_fingerprint(chunk: bytes, factor: int) -> None:
+    multiple = chunk.translate(multiples_of(factor))
+    assert naive_fingerprint(multiple) == scaled_fingerprint(naive_fingerprint(chunk), factor)

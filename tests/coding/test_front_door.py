@@ -22,5 +22,6 @@ def test_the_list_of_public_names_is_a_promise() -> None:
         "find_disagreement",
         "parity_fingerprints",
         "parity_matrix",
+        "scaled_fingerprint",
         "select_engine",
     ]
