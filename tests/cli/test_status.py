@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from holdfast.cli.status import headline, render
+from holdfast.cli.status import headline, picture, render, stripe_map
 
 
 def status(**changes: Any) -> dict[str, Any]:
@@ -94,3 +94,26 @@ def test_headline_counts_losses() -> None:
     )
     assert headline(status(more_losses=2)) == "HEALTHY  2 more nodes can be lost in every group"
     assert "not known" in headline(status(more_losses=None))
+
+
+def test_the_map_has_a_column_per_node_that_fills_up() -> None:
+    changed = status(parity=1, groups=[["a", "b", "c", "d"]])
+    node = changed["nodes"][0]
+    half = {"gpt": node["jobs"]["gpt"] | {"lost_bytes": 100, "rebuilt_bytes": 50, "rebuild": "running"}}
+    changed["nodes"] = [node, node | {"name": "b", "jobs": half}, node | {"name": "c", "state": "down", "jobs": {}}]
+    changed["nodes"].append(node | {"name": "d"})
+    assert stripe_map(changed).splitlines()[1:] == [
+        "  group 0  a  b  c  d",
+        "  0        P  D  .  D",
+        "  1        D  P  .  D",
+        "  2        D  x  .  D",
+        "  3        D  x  .  P",
+    ]
+
+
+def test_a_picture_is_written_over_the_one_before() -> None:
+    shown = picture(status(), colour=True)
+    assert shown.startswith("\x1b[H\x1b[1;32mHEALTHY\x1b[0m  1 more")
+    assert shown.endswith("\x1b[J")
+    plain = picture(status(), colour=False).replace("\x1b[H", "").replace("\x1b[K", "").replace("\x1b[J", "")
+    assert plain == f"{render(status())}\n\n{stripe_map(status())}\n"

@@ -3,11 +3,13 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+from holdfast.cli import processes
 from holdfast.cli.main import main
-from holdfast.cli.upgrade import lost, refuse_worse
+from holdfast.cli.upgrade import WORKER, lost, refuse_worse
 from holdfast.protocol.exit_codes import ExitCode, OperatorError
 
 
@@ -34,6 +36,9 @@ def test_a_worker_that_would_not_start_again_is_not_stopped(tmp_path: Path) -> N
     arguments = ["-m", "holdfast.daemon.shell.worker", "--config", str(config), "--node", "a", "--socket", "/x"]
     sleeper = "import sys; sys.stdin.read()"
     with subprocess.Popen([sys.executable, "-c", sleeper, *arguments], stdin=subprocess.PIPE) as running:
+        deadline_s = time.monotonic() + 10
+        while WORKER not in processes.arguments(running.pid):  # its command line appears a moment after the process
+            assert time.monotonic() < deadline_s
         with pytest.raises(OperatorError, match=r"the running one stays: (.|\n)*cluster\.parity") as caught:
             refuse_worse(running.pid)
         assert caught.value.exit_code is ExitCode.USAGE

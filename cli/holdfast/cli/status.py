@@ -1,4 +1,4 @@
-"""`holdfast status`: the verdict first, then jobs and nodes. `--watch` shows it again and again.
+"""`holdfast status`: the verdict first, then jobs and nodes. `--watch` shows it every second, with the stripes.
 
 Covers asking and showing; what is true is decided in the daemon. The JSON is the daemon's own tree.
 """
@@ -15,6 +15,8 @@ from holdfast.cli.output import emit, emit_json, pairs, table
 from holdfast.protocol.exit_codes import ExitCode, OperatorError
 
 WATCH_S = 1.0  # between two looks
+GROUPS_SHOWN_MAX = 4  # in the map; a screen has no room for more
+STRIPES_SHOWN_MAX = 16  # the pattern repeats after as many as there are members
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -37,11 +39,50 @@ def run(args: argparse.Namespace) -> int:
         except OperatorError as error:
             emit(f"{error}")
         else:
-            if sys.stdout.isatty() and not args.json:
-                sys.stdout.write("\x1b[H\x1b[2J")  # home and clear: the next picture replaces the last one
-            _show(status, as_json=args.json)
+            if args.json:
+                _show(status, as_json=True)
+            elif sys.stdout.isatty():
+                sys.stdout.write(picture(status, colour=True))
+            else:
+                emit(f"{render(status)}\n\n{stripe_map(status)}")
         sys.stdout.flush()
         time.sleep(WATCH_S)
+
+
+def picture(status: dict[str, Any], *, colour: bool) -> str:
+    """The status with its stripes, to be written over the one before: home, each line cleared to its end, the rest."""
+    tone = {"HEALTHY": "32", "DEGRADED": "33"}.get(status["verdict"], "31")
+    verdict = f"\x1b[1;{tone}m{status['verdict']}\x1b[0m" if colour else status["verdict"]
+    text = f"{render(status)}\n\n{stripe_map(status)}".replace(status["verdict"], verdict, 1)
+    return "\x1b[H" + "".join(f"{line}\x1b[K\n" for line in text.split("\n")) + "\x1b[J"
+
+
+def stripe_map(status: dict[str, Any]) -> str:
+    """One turn of each group's stripes: which node has data (D) or parity (P) of it, and what of that is lost.
+
+    A lost node's column fills up from the top while it is rebuilt.
+    """
+    nodes = {node["name"]: node for node in status["nodes"]}
+    blocks = ["  stripes: D data, P parity, x lost, . not heard"]
+    for index, names in enumerate(status["groups"][:GROUPS_SHOWN_MAX]):
+        rows = [
+            [str(stripe), *(_cell(nodes[name], stripe, place, len(names), status) for place, name in enumerate(names))]
+            for stripe in range(min(len(names), STRIPES_SHOWN_MAX))
+        ]
+        blocks.append(table([f"group {index}", *names], rows))
+    if len(status["groups"]) > GROUPS_SHOWN_MAX:
+        blocks.append(f"  and {len(status['groups']) - GROUPS_SHOWN_MAX} more groups")
+    return "\n".join(blocks)
+
+
+def _cell(node: dict[str, Any], stripe: int, place: int, size: int, status: dict[str, Any]) -> str:
+    # The m parity chunks of stripe s lie on the nodes (s + j) mod n, j < m.
+    kind = "P" if (place - stripe) % size < status["parity"] else "D"
+    if node["state"] != "up":
+        return "."
+    lost = sum(held["lost_bytes"] for held in node["jobs"].values())
+    back = sum(held["rebuilt_bytes"] for held in node["jobs"].values())
+    return kind if not lost or back * size >= lost * (stripe + 1) else "x"
 
 
 def _ask(path: Path) -> dict[str, Any]:

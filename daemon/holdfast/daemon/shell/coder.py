@@ -6,6 +6,7 @@ that a job that attaches never delays the protection of another. Work on memory 
 
 import logging
 import os
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -21,7 +22,7 @@ from holdfast.protocol.exit_codes import ExitCode
 
 log = logging.getLogger(__name__)
 
-A = TypeVar("A")
+A = TypeVar("A", bound=actions.Action)
 
 
 class Coder:
@@ -39,6 +40,7 @@ class Coder:
     ) -> None:
         self._engine, self._chunk_bytes, self._params = engine, chunk_bytes, params
         self._arena, self._bulk, self._report = arena, bulk, report
+        self.worked: Callable[[actions.Action, float], None] = lambda _action, _seconds: None  # who wants to know
         self._coding = ThreadPoolExecutor(max_workers=1, thread_name_prefix="coder")
         self._making = ThreadPoolExecutor(max_workers=1, thread_name_prefix="memory")
 
@@ -69,8 +71,10 @@ class Coder:
         pool.submit(self._guarded, work, action)
 
     def _guarded(self, work: Callable[[A], None], action: A) -> None:
+        started_s = time.monotonic()
         try:
             work(action)
+            self.worked(action, time.monotonic() - started_s)
         except Exception:  # the edge of this thread: a bug here must be seen, and must not leave a snapshot waiting
             log.exception("bug: %s failed; the worker ends, its keeper starts another on the same memory", action)
             logging.shutdown()

@@ -1,4 +1,4 @@
-"""What a node shows over HTTP: /livez, /readyz, /status.json and /metrics.
+"""What a node shows over HTTP: / (a page to look at), /livez, /readyz, /status.json and /metrics.
 
 Covers answering; what is shown is made on the loop's thread, which hands it over when asked. Meant for loopback:
 nothing here is authenticated, and nothing here changes anything.
@@ -6,24 +6,31 @@ nothing here is authenticated, and nothing here changes anything.
 
 import json
 import logging
+import socket
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.resources import files
 from typing import Any
 
+from holdfast.daemon.shell.metrics import Meters
 from holdfast.protocol.exit_codes import ExitCode, OperatorError
 
 log = logging.getLogger(__name__)
 
 ANSWER_S = 2.0  # the loop answers at its next turn; longer means that it hangs, which is what /livez tells
 REQUEST_S = 5.0  # a client that sends nothing for so long is cut off
-_RESTING = {  # of a job's row: metrics of the same names
-    "repaired_chunks": "Resting chunks that were wrong and were repaired from their stripe since the daemons started.",
-    "damaged_chunks": "Resting chunks known to be wrong now.",
-    "disagreeing_stripes": "Stripes whose parity was not that of their data since the daemons started.",
-    "scrub_age_s": "Seconds since the last whole pass over resting memory ended, on the node where it is longest.",
+REQUESTS_MAX = 32  # answered at the same time; who comes on top of that is cut off, and a browser comes again
+_FILES = {
+    "/": ("page.html", "text/html; charset=utf-8"),
+    "/page.css": ("page.css", "text/css; charset=utf-8"),
+    "/page.js": ("page.js", "text/javascript; charset=utf-8"),
 }
-_VERDICTS = ("HEALTHY", "DEGRADED", "UNPROTECTED", "LOST")
+# The page loads nothing but its own three files and the status, and nobody may frame it.
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; "
+    "frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+)
 
 
 class StatusRequests:
@@ -57,18 +64,18 @@ class StatusRequests:
 class Pages:
     """The HTTP server of one node."""
 
-    def __init__(self, host: str, port: int, requests: StatusRequests) -> None:
+    def __init__(self, host: str, port: int, requests: StatusRequests, meters: Meters) -> None:
         class Handler(_Handler):
             status_requests = requests
+            counted = meters
 
         try:
-            self._server = ThreadingHTTPServer((host, port), Handler)
+            self._server = _Server((host, port), Handler)
         except OSError as error:
             raise OperatorError(
                 ExitCode.USAGE,
                 f"http.address: can't listen on {host}:{port}: {error}; choose another one or leave it out",
             ) from error
-        self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, name="http", daemon=True)
         self._thread.start()
 
@@ -78,18 +85,50 @@ class Pages:
         self._server.server_close()
 
 
+class _Server(ThreadingHTTPServer):
+    """One thread per request, and a bound on them."""
+
+    daemon_threads = True
+
+    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
+        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+        self._free = threading.Semaphore(REQUESTS_MAX)
+        super().__init__(address, handler)
+
+    def process_request(self, request: Any, client_address: Any) -> None:  # noqa: ANN401  # socketserver's own types
+        if self._free.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:  # noqa: ANN401  # as above
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._free.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ANN401  # as above
+        log.debug("a reader of the pages went away: %s", client_address)
+
+
 class _Handler(BaseHTTPRequestHandler):
     status_requests: StatusRequests
+    counted: Meters
     timeout = REQUEST_S
     server_version = "holdfast"
     sys_version = ""
 
     def do_GET(self) -> None:  # the name that http.server calls
+        path = self.path.partition("?")[0]
+        if path in _FILES:
+            name, kind = _FILES[path]
+            self._send(200, kind, files(__package__).joinpath(name).read_text(encoding="utf-8"))
+            return
         status = self.status_requests.ask()
         if status is None:
             self._send(503, "text/plain", "the daemon's loop does not answer\n")
             return
-        match self.path.partition("?")[0]:
+        match path:
             case "/livez":
                 self._send(200, "text/plain", "ok\n")
             case "/readyz":
@@ -99,49 +138,20 @@ class _Handler(BaseHTTPRequestHandler):
             case "/status.json":
                 self._send(200, "application/json", json.dumps(status))
             case "/metrics":
-                self._send(200, "text/plain; version=0.0.4", metrics(status))
+                self._send(200, "text/plain; version=0.0.4", self.counted.text(status))
             case _:
-                self._send(404, "text/plain", "known here: /livez /readyz /status.json /metrics\n")
+                self._send(404, "text/plain", "known here: / /livez /readyz /status.json /metrics\n")
 
     def _send(self, code: int, kind: str, text: str) -> None:
         body = text.encode()
         self.send_response(code)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
+        self.send_header("Cache-Control", "no-store")
+        self.send_header("Content-Security-Policy", _POLICY)
+        self.send_header("X-Content-Type-Options", "nosniff")
         self.end_headers()
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # http.server's name
         log.debug(format, *args)
-
-
-def metrics(status: dict[str, Any]) -> str:
-    """The status as Prometheus text: gauges by job, and this node's arena."""
-    lines: list[str] = []
-
-    def gauge(name: str, text: str, samples: Sequence[tuple[dict[str, str], float]]) -> None:
-        lines.append(f"# HELP holdfast_{name} {text}")
-        lines.append(f"# TYPE holdfast_{name} gauge")
-        for labels, value in samples:
-            # Job and node names are letters, digits, '.', '_' and '-': nothing in them needs escaping.
-            inside = ",".join(f'{key}="{label}"' for key, label in labels.items())
-            lines.append(f"holdfast_{name}{{{inside}}} {value}" if inside else f"holdfast_{name} {value}")
-
-    jobs = status["jobs"]
-    steps = [({"job": j["name"]}, j["committed_step"]) for j in jobs if j["committed_step"] is not None]
-    gauge("committed_step", "Newest committed step.", steps)
-    losses = [({"job": j["name"]}, j["more_losses"]) for j in jobs if j["more_losses"] is not None]
-    gauge("tolerable_losses", "Further node losses that every group survives.", losses)
-    gauge(
-        "protect_seconds", "From seal to commit, newest snapshot.", [({"job": j["name"]}, j["protect_s"]) for j in jobs]
-    )
-    gauge("verdict", "0 healthy, 1 degraded, 2 unprotected, 3 lost.", [({}, _VERDICTS.index(status["verdict"]))])
-    up = [({"node": n["name"]}, int(n["state"] == "up")) for n in status["nodes"]]
-    gauge("node_up", "Whether a node is heard.", up)
-    arena = [({"node": n["name"]}, n["arena_bytes"]) for n in status["nodes"]]
-    gauge("arena_bytes", "Memory reserved for snapshots and parity.", arena)
-    failures = [({"job": j["name"]}, j["digest_failures"]) for j in jobs]
-    gauge("digest_failures", "Chunks that failed their digest since the daemons started.", failures)
-    for key, text in _RESTING.items():
-        gauge(key, text, [({"job": j["name"]}, j[key]) for j in jobs if key in j])
-    return "\n".join(lines) + "\n"

@@ -12,6 +12,7 @@ import queue
 import signal
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
 
@@ -31,6 +32,7 @@ from holdfast.daemon.shell.door import Door
 from holdfast.daemon.shell.keeping import KeeperLink, LedgerMemory
 from holdfast.daemon.shell.keys import Keys, load_keys
 from holdfast.daemon.shell.machine import MachineMemory
+from holdfast.daemon.shell.metrics import Meters
 from holdfast.daemon.shell.network import READABLE, BulkPlane, ControlPlane, Outgoing, Poller, public_key_of
 from holdfast.daemon.shell.pages import Pages, StatusRequests
 from holdfast.daemon.shell.scrubber import Scrubber
@@ -89,6 +91,7 @@ class Worker:
         self.control = ControlPlane(config, node, keys, self.zmq_context)
         self.bulk = BulkPlane(config, node, self.zmq_context, self.inbox.put)
         self.arena = ArenaMemory(link)
+        self.meters = Meters(chunk_bytes=config.chunk_bytes, version=version("holdfast"))
         self.ledger = LedgerMemory(link)
         engine = select_engine(None if config.engine == "auto" else config.engine)
         placement = place([n.domain for n in config.nodes], group_size=config.group_size, parity=config.parity)
@@ -102,6 +105,7 @@ class Worker:
             bulk=self.bulk,
             report=self.inbox.put,
         )
+        self.coder.worked = self.meters.worked
         self.scrubber = Scrubber(
             config, engine=engine, params=params, arena=self.arena, bulk=self.bulk, report=self.inbox.put
         )
@@ -124,10 +128,7 @@ class Worker:
             self._resume(record)
         self.arena.drop_strays()
         self.status_requests = StatusRequests(lambda: os.eventfd_write(self.inbox.wake, 1))
-        self.pages: Pages | None = None
-        if config.http_address is not None:
-            host, port = split_address(config.http_address)
-            self.pages = Pages(host, port, self.status_requests)
+        self.pages = self._open_pages(config.http_address)
         self.poller = Poller()
         self.welcome = messages.Welcome(
             protocol=limits.PROTOCOL_VERSION,
@@ -138,6 +139,12 @@ class Worker:
             token="",
             endpoint=door.endpoint,
         )
+
+    def _open_pages(self, address: str | None) -> Pages | None:
+        if address is None:
+            return None
+        host, port = split_address(address)
+        return Pages(host, port, self.status_requests, self.meters)
 
     def _read_ledger(self) -> LedgerRecord | None:
         payload = self.ledger.read()
@@ -256,10 +263,12 @@ class Worker:
         self._handle(events.ClientGone(client))
 
     def _handle(self, event: events.Event) -> None:
+        self.meters.saw(event)
         self._perform(self.node.handle(event, time.monotonic_ns()))
 
     def _perform(self, decided: list[actions.Action]) -> None:
         for action in decided:
+            self.meters.did(action)
             if not self.coder.order(action) and not self.scrubber.order(action):
                 self._do(action)
 
@@ -286,6 +295,7 @@ class Worker:
                 self.bulk.drop(keys)
             case actions.WriteLedger(record):
                 self.ledger.write(encode_ledger(record))
+                self.meters.wrote(record, {name: parts.job.protect_s for name, parts in self.node.jobs.items()})
             case actions.Log(level, text):
                 log.log(logging.getLevelNamesMapping()[level.upper()], "%s", text)
             case actions.DialPeer(node):
