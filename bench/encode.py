@@ -154,8 +154,9 @@ def encode_engines(arguments: argparse.Namespace, *, cached: bool) -> Iterator[t
     if arguments.levels:
         for level in native_levels():
             yield f"native-{level}", NativeEngine(level)
-        yield "native-near", NativeEngine(stream=True, fetch="near")
-        yield "native-pages", NativeEngine(stream=True, fetch="pages")
+        yield "native-fetch", NativeEngine(stream=True, fetch=True)
+        yield "native-nofetch", NativeEngine(stream=True, fetch=False)
+        yield "native-cached", NativeEngine(stream=False, fetch=True)
     if cached:
         yield from ((name, select_engine(name)) for name in SLOW_ENGINES)
 

@@ -17,8 +17,8 @@ def engines_under_test() -> list[Engine]:
     others = [select_engine(name) for name in engine_names() if name not in ("naive", "native")]
     levels: list[Engine] = [NativeEngine(level) for level in native_levels()]
     if levels:  # all orders of access, whatever the size
-        levels.append(NativeEngine(stream=True, fetch="pages"))
-        levels.append(NativeEngine(stream=True, fetch="near"))
+        levels.append(NativeEngine(stream=True, fetch=True))
+        levels.append(NativeEngine(stream=True, fetch=False))
     return others + levels
 
 

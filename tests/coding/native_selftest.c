@@ -106,11 +106,10 @@ static int check_level(const struct hf_level *level, struct hf_job *job, uint8_t
                        uint8_t *const *right, const uint8_t *right_fingerprint)
 {
     uint8_t fingerprint[HF_FINGERPRINT_BYTES];
-    for (int mode = 0; mode < 4; mode++) {
+    for (int mode = 0; mode < 3; mode++) {
         for (size_t r = 0; r < job->destination_count; r++)
             memcpy(job->destinations[r], before[r], job->chunk_bytes);
-        job->stream = mode < 2 ? mode - 1 : HF_YES;
-        job->fetch = mode - 1;
+        job->stream = job->fetch = mode - 1;
         if (hf_multiply(level, job))
             return 1;
         for (size_t r = 0; r < job->destination_count; r++)

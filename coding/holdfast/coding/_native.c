@@ -268,7 +268,7 @@ static PyObject *matmul(PyObject *module, PyObject *const *args, Py_ssize_t coun
             .chunk_bytes = call.chunk_bytes < 0 ? 0 : (size_t)call.chunk_bytes,
             .accumulate = accumulate,
             .stream = stream < 0 ? HF_AUTO : stream > 0 ? HF_YES : HF_NO,
-            .fetch = fetch < 0 || fetch > HF_FETCH_PAGES ? HF_FETCH_AUTO : (enum hf_fetch)fetch,
+            .fetch = fetch < 0 ? HF_AUTO : fetch > 0 ? HF_YES : HF_NO,
         };
         failed = run(level, &job);
         if (failed)

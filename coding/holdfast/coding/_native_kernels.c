@@ -19,15 +19,13 @@
 
 #define REDUCTION 0x1d /* the polynomial 0x11d without x^8 */
 #define ROWS_MAX 4     /* results per pass that fit the registers of every level */
-/* A page of every source per block: what page-ordered prefetch counts in. */
+/* What all rows of wide codes compute before the next block is begun: it stays in the caches meanwhile. */
 #define BLOCK_BYTES ((size_t)4096)
 #define LINE_BYTES ((size_t)64)
-/* How far ahead the near fetch reaches: beyond the hardware's own, within its time of arrival. */
-#define NEAR_BYTES 384
+/* How far ahead sources are fetched: beyond the hardware's own reach, within the time of arrival. */
+#define AHEAD_BYTES ((size_t)384)
 /* Up to here everything a call touches may stay in the L2 cache, where plain stores are best. */
 #define CACHED_BYTES ((size_t)1 << 20)
-/* From this many sources on, reading them side by side overtaxes the memory's open pages. */
-#define PAGES_SOURCES 8
 /* Tables of a small code live on the stack. */
 #define STACK_TABLE_BYTES 8192
 
@@ -38,42 +36,14 @@ static inline size_t smaller(size_t left, size_t right)
     return left < right ? left : right;
 }
 
-/* Where page-ordered prefetch is: the next block of each source, one source after the other. */
-struct ahead {
-    const uint8_t *const *sources;
-    size_t source_count;
-    size_t start, stop; /* the next block, offsets into every source */
-    size_t source;      /* being fetched; source_count when all is fetched */
-    size_t at;
-};
-
-INLINE void start_ahead(struct ahead *ahead, size_t start, size_t stop)
+/* The same bytes of every source, a little further on. Into L2: streams that start at equal places of their pages
+ * share the sets of L1, which has room for eight of them or twelve. Beyond the end of a source it does nothing: a
+ * fetch never faults. */
+INLINE void fetch_ahead(const struct hf_job *job, size_t at, size_t count)
 {
-    ahead->start = ahead->at = start;
-    ahead->stop = stop;
-    ahead->source = start < stop ? 0 : ahead->source_count;
-}
-
-/* Fetch as many bytes of the next block as are being used of this one. */
-INLINE void fetch_ahead(struct ahead *ahead, size_t count)
-{
-    for (size_t done = 0; done < count; done += LINE_BYTES) {
-        if (ahead->source == ahead->source_count)
-            return;
-        __builtin_prefetch(ahead->sources[ahead->source] + ahead->at, 0, 2); /* L2: L1 is too small */
-        ahead->at += LINE_BYTES;
-        if (ahead->at >= ahead->stop) {
-            ahead->at = ahead->start;
-            ahead->source++;
-        }
-    }
-}
-
-/* A fetch beyond the end of a source does nothing: it never faults. */
-INLINE void fetch_near(const uint8_t *source, size_t count)
-{
-    for (size_t done = 0; done < count; done += LINE_BYTES)
-        __builtin_prefetch((const void *)((uintptr_t)source + NEAR_BYTES + done), 0, 3);
+    for (size_t c = 0; c < job->source_count; c++)
+        for (size_t done = 0; done < count; done += LINE_BYTES)
+            __builtin_prefetch((const void *)((uintptr_t)job->sources[c] + at + AHEAD_BYTES + done), 0, 2);
 }
 
 uint8_t hf_product(uint8_t left, uint8_t right)
@@ -111,6 +81,7 @@ static void make_mask_table(uint8_t coefficient, uint8_t *table)
 #define LEVEL(name) name##_portable
 #define TARGET
 #define WIDE 1
+#define WIDEST 1
 #define PARTS 8
 #define TABLE_BYTES 128
 typedef uint8_t v16 __attribute__((vector_size(16), may_alias));
@@ -141,6 +112,7 @@ INLINE v16 product_portable(const v16 *parts, const uint8_t *table)
 #undef LEVEL
 #undef TARGET
 #undef WIDE
+#undef WIDEST
 #undef PARTS
 #undef TABLE_BYTES
 #undef PRODUCT
@@ -240,6 +212,7 @@ INLINE long long load64(const uint8_t *table)
 #define PARTS 1
 #define W 64
 #define WIDE 4
+#define WIDEST 4
 #define LEVEL(name) name##_gfni512
 #define TARGET GFNI512_TARGET
 typedef uint8_t v64 __attribute__((vector_size(64), may_alias));
@@ -249,6 +222,7 @@ typedef uint8_t v64 __attribute__((vector_size(64), may_alias));
 #include "_native_level.h"
 #undef W
 #undef WIDE
+#undef WIDEST
 #undef LEVEL
 #undef TARGET
 #undef PRODUCT
@@ -256,6 +230,7 @@ typedef uint8_t v64 __attribute__((vector_size(64), may_alias));
 
 #define W 32
 #define WIDE 2
+#define WIDEST 4
 #define LEVEL(name) name##_gfni256
 #define TARGET GFNI256_TARGET
 #define prepare_gfni256(x, parts) ((parts)[0] = (x))
@@ -265,6 +240,7 @@ typedef uint8_t v64 __attribute__((vector_size(64), may_alias));
 #undef TABLE_BYTES
 #undef PARTS
 #undef WIDE
+#undef WIDEST
 #undef LEVEL
 #undef TARGET
 #undef PRODUCT
@@ -274,6 +250,7 @@ static int usable_avx2(void) { return features.avx2; }
 #define TABLE_BYTES 32
 #define PARTS 2
 #define WIDE 2
+#define WIDEST 4
 #define LEVEL(name) name##_avx2
 #define TARGET __attribute__((target("avx2")))
 typedef uint8_t v32 __attribute__((vector_size(32), may_alias));
@@ -327,6 +304,7 @@ INLINE TARGET v16 product_ssse3(const v16 *parts, const uint8_t *table)
 #define TABLE_BYTES 32
 #define PARTS 2
 #define WIDE 2
+#define WIDEST 4
 #define LEVEL(name) name##_neon
 #define TARGET
 INLINE void prepare_neon(v16 x, v16 *parts)
@@ -388,14 +366,12 @@ static enum hf_choice choose_stream(const struct hf_job *job)
     return job->stream == HF_YES || touched > CACHED_BYTES ? HF_YES : HF_NO;
 }
 
-static enum hf_fetch choose_fetch(const struct hf_job *job)
+static enum hf_choice choose_fetch(const struct hf_job *job)
 {
     size_t touched = (job->source_count + job->destination_count) * job->chunk_bytes;
-    if (job->fetch != HF_FETCH_AUTO)
+    if (job->fetch != HF_AUTO)
         return job->fetch;
-    if (touched <= CACHED_BYTES)
-        return HF_FETCH_NONE;
-    return job->source_count >= PAGES_SOURCES ? HF_FETCH_PAGES : HF_FETCH_NEAR;
+    return touched > CACHED_BYTES ? HF_YES : HF_NO;
 }
 
 /* XOR parity, and rebuild from it: no product is needed. */

@@ -13,15 +13,8 @@
 #define HF_FINGERPRINT_BYTES 256
 #define HF_LEVEL_COUNT_MAX 6
 
-/* How results are stored and sources are fetched; AUTO decides by size and by count. */
+/* How results are stored and whether sources are fetched ahead; AUTO decides by size. */
 enum hf_choice { HF_AUTO = -1, HF_NO = 0, HF_YES = 1 };
-enum hf_fetch {
-    HF_FETCH_AUTO = -1,
-    HF_FETCH_NONE = 0,
-    HF_FETCH_NEAR = 1,  /* a little ahead in each source, into L1: for few sources */
-    HF_FETCH_PAGES = 2, /* the next page of each source, one after another, into L2: for many */
-};
-
 struct hf_job {
     const uint8_t *coefficients; /* row-major, destination_count rows of source_count */
     const uint8_t *const *sources;
@@ -30,7 +23,7 @@ struct hf_job {
     size_t destination_count;     /* 0 .. HF_MAX_CODE_LENGTH */
     size_t chunk_bytes;
     int accumulate;
-    enum hf_fetch fetch;
+    enum hf_choice fetch;  /* ask for every source's next bytes before they are used */
     enum hf_choice stream; /* non-temporal stores: past the caches, needs aligned destinations */
     int plain;             /* set by hf_multiply: one destination, all coefficients are 1 */
 };

@@ -3,7 +3,8 @@
  *   LEVEL(name)              a name with the level's suffix
  *   TARGET                   the function attribute that switches the instruction set on
  *   W                        bytes of one vector
- *   WIDE                     vectors per source and step: the more, the fewer table loads per byte
+ *   WIDE                     vectors per source and step, for any rows: the more, the fewer table loads per byte
+ *   WIDEST                   the same for one or two rows, which leave registers for more of them
  *   PARTS                    vectors that prepare() makes of one
  *   TABLE_BYTES              per coefficient
  *   prepare(x, parts)        what all rows need of a source vector (its nibbles, its doublings)
@@ -26,28 +27,29 @@ typedef int8_t LEVEL(signed_vec) __attribute__((vector_size(W), may_alias));
  * plain (one row of ones: XOR) are constants at every call, so all inner loops vanish. */
 INLINE TARGET void LEVEL(step)(const struct hf_job *job, const uint8_t *tables,
                                uint8_t *const *destinations, size_t at, int rows, int vecs,
-                               int stream, int plain, struct ahead *ahead)
+                               int stream, int plain, int fetch)
 {
-    VEC total[ROWS_MAX][WIDE];
+    VEC total[ROWS_MAX][WIDEST];
+    if (fetch)
+        fetch_ahead(job, at, vecs * W);
     for (int r = 0; r < rows; r++)
         for (int v = 0; v < vecs; v++)
             total[r][v] = job->accumulate ? LOAD(destinations[r] + at + v * W) : (VEC){0};
     for (size_t c = 0; c < job->source_count; c++) {
         const uint8_t *source = job->sources[c] + at;
-        VEC parts[WIDE][PARTS];
+        VEC parts[WIDEST][PARTS];
         for (int v = 0; v < vecs; v++) {
             if (plain)
                 total[0][v] ^= LOAD(source + v * W);
             else
                 LEVEL(prepare)(LOAD(source + v * W), parts[v]);
+            for (int r = 0; r < rows && PARTS > 1 && !plain; r++) /* parts are many: forget them soon */
+                total[r][v] ^= PRODUCT(parts[v], tables + r * TABLE_BYTES);
         }
-        for (int r = 0; r < rows && !plain; r++, tables += TABLE_BYTES)
+        for (int r = 0; r < rows && PARTS == 1 && !plain; r++) /* tables are many: load each once */
             for (int v = 0; v < vecs; v++)
-                total[r][v] ^= PRODUCT(parts[v], tables);
-        if (ahead)
-            fetch_ahead(ahead, vecs * W);
-        else if (job->fetch == HF_FETCH_NEAR)
-            fetch_near(source, vecs * W);
+                total[r][v] ^= PRODUCT(parts[v], tables + r * TABLE_BYTES);
+        tables += rows * TABLE_BYTES;
     }
     for (int r = 0; r < rows; r++)
         for (int v = 0; v < vecs; v++) {
@@ -61,21 +63,22 @@ INLINE TARGET void LEVEL(step)(const struct hf_job *job, const uint8_t *tables,
 /* Whole vectors of [start, stop) for one group of rows; stop - start is a multiple of W. */
 INLINE TARGET void LEVEL(span)(const struct hf_job *job, const uint8_t *tables,
                                uint8_t *const *destinations, size_t start, size_t stop, int rows,
-                               int stream, int plain, struct ahead *ahead)
+                               int stream, int plain, int fetch)
 {
+    const int wide = rows <= 2 ? WIDEST : WIDE;
     size_t at = start;
-    for (; at + WIDE * W <= stop; at += WIDE * W)
-        LEVEL(step)(job, tables, destinations, at, rows, WIDE, stream, plain, ahead);
+    for (; at + wide * W <= stop; at += wide * W)
+        LEVEL(step)(job, tables, destinations, at, rows, wide, stream, plain, fetch);
     for (; at < stop; at += W)
-        LEVEL(step)(job, tables, destinations, at, rows, 1, stream, plain, NULL);
+        LEVEL(step)(job, tables, destinations, at, rows, 1, stream, plain, 0);
 }
 
 TARGET static void LEVEL(rows)(const struct hf_job *job, const uint8_t *tables,
                                uint8_t *const *destinations, size_t start, size_t stop, int rows,
-                               struct ahead *ahead)
+                               int fetch)
 {
 #define SPAN(count, stream, plain)                                                                 \
-    LEVEL(span)(job, tables, destinations, start, stop, count, stream, plain, ahead)
+    LEVEL(span)(job, tables, destinations, start, stop, count, stream, plain, fetch)
     switch (rows * 2 + (job->stream == HF_YES)) {
     case 2: job->plain ? SPAN(1, 0, 1) : SPAN(1, 0, 0); break;
     case 3: job->plain ? SPAN(1, 1, 1) : SPAN(1, 1, 0); break;
@@ -112,7 +115,7 @@ TARGET static void LEVEL(tail)(const struct hf_job *job, const uint8_t *tables, 
             memset(results[r], 0, W);
             memcpy(results[r], job->destinations[first + r] + start, count);
         }
-        LEVEL(rows)(&last, tables, destinations, 0, W, rows, NULL);
+        LEVEL(rows)(&last, tables, destinations, 0, W, rows, 0);
         for (int r = 0; r < rows; r++)
             memcpy(job->destinations[first + r] + start, results[r], count);
         tables += rows * job->source_count * TABLE_BYTES;
@@ -123,17 +126,13 @@ TARGET static void LEVEL(tail)(const struct hf_job *job, const uint8_t *tables, 
 TARGET static void LEVEL(multiply)(const struct hf_job *job, const uint8_t *tables)
 {
     size_t whole = job->chunk_bytes - job->chunk_bytes % W;
-    struct ahead ahead = {job->sources, job->source_count, 0, 0, 0, 0};
     for (size_t start = 0; start < whole; start += BLOCK_BYTES) {
         size_t stop = smaller(start + BLOCK_BYTES, whole);
         const uint8_t *group_tables = tables;
-        if (job->fetch == HF_FETCH_PAGES)
-            start_ahead(&ahead, stop, smaller(stop + BLOCK_BYTES, whole));
         for (size_t first = 0; first < job->destination_count; first += ROWS_MAX) {
             int rows = (int)smaller(ROWS_MAX, job->destination_count - first);
-            int fetch = job->fetch == HF_FETCH_PAGES && first == 0;
             LEVEL(rows)(job, group_tables, job->destinations + first, start, stop, rows,
-                        fetch ? &ahead : NULL);
+                        job->fetch == HF_YES && first == 0);
             group_tables += rows * job->source_count * TABLE_BYTES;
         }
     }

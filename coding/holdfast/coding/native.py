@@ -5,7 +5,6 @@ built when the package is installed with a C compiler at hand, and left out othe
 """
 
 from collections.abc import Sequence
-from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -24,8 +23,6 @@ else:
 # How the kernel stores and fetches when the caller leaves it to the kernel.
 _AUTO = -1
 
-Fetch = Literal["none", "near", "pages"]  # in the order of the kernel's enum hf_fetch
-
 
 def native_levels() -> tuple[str, ...]:
     """Instruction sets of the kernel that this processor runs, best first; empty if not built."""
@@ -39,9 +36,8 @@ class NativeEngine:
         level: The instruction set to use, one of ``native_levels()``; None takes the best.
             Named ones serve tests and measurements.
         stream: Store results past the caches (non-temporal); None decides by size.
-        fetch: How sources are fetched ahead: "none" leaves it to the processor, "near" reaches a
-            little ahead in each source, "pages" takes the next page of each source, one source
-            after the other; None decides by size and the number of sources.
+        fetch: Ask for each source's next bytes a little before they are used, instead of leaving it
+            to the processor; None decides by size.
 
     Raises:
         EngineUnavailableError: The extension was not built, or the processor lacks the level.
@@ -54,7 +50,7 @@ class NativeEngine:
         level: str | None = None,
         *,
         stream: bool | None = None,
-        fetch: Fetch | None = None,
+        fetch: bool | None = None,
     ) -> None:
         if not _BUILT:
             raise EngineUnavailableError(
@@ -71,7 +67,7 @@ class NativeEngine:
         self.detail = self.level
         self._level_index = [name for name, _ in _native.levels()].index(self.level)
         self._stream = _AUTO if stream is None else int(stream)
-        self._fetch = _AUTO if fetch is None else get_args(Fetch).index(fetch)
+        self._fetch = _AUTO if fetch is None else int(fetch)
 
     def matmul(
         self,
