@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from holdfast.cli.cluster import Cluster, create
 from holdfast.cli.link import Daemon
@@ -60,6 +61,11 @@ def main() -> int:
                 cluster.wait_up()
                 Figures(cluster, arguments).measure()
     return 0
+
+
+def lost_bytes_of(status: dict[str, Any]) -> int:
+    """All that live nodes have lost and know of."""
+    return sum(entry["lost_bytes"] for entry in losses(status).values())
 
 
 class Figures:
@@ -153,8 +159,8 @@ class Figures:
             self.cluster.start(["n0"])
             self.cluster.wait_up()
             with Daemon(self.cluster.nodes["n1"].socket) as daemon:
-                wait_for(lambda daemon=daemon: bool(losses(daemon.status())), "the replacement to know its loss")  # type: ignore[misc]
-                lost_bytes = sum(entry["lost_bytes"] for entry in losses(daemon.status()).values())
+                wait_for(lambda daemon=daemon: lost_bytes_of(daemon.status()) > 0, "the replacement to know its loss")  # type: ignore[misc]
+                lost_bytes = lost_bytes_of(daemon.status())
                 wire_s.append(raw_tcp(lost_bytes))
             with Daemon(self.cluster.nodes["n0"].socket) as daemon:
                 rebuild_s.append(timed(lambda daemon=daemon: self._recover(daemon)))  # type: ignore[misc]

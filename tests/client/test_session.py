@@ -3,6 +3,7 @@
 import pytest
 from holdfast.client.session import ProtocolMismatchError, Session
 from holdfast.protocol import limits, messages
+from holdfast.protocol.cadence import Cadence
 from holdfast.protocol.exit_codes import ExitCode
 from holdfast.protocol.ids import SnapshotId
 from hypothesis import given
@@ -54,6 +55,14 @@ def test_answers_are_kept_until_the_question_is_asked_again() -> None:
         rank.ask(request)
     assert (rank.accepted, rank.restore_answer, rank.opened, rank.pending_text) == (None, None, None, "")
     assert rank.denied == {}
+
+
+def test_announced_cadences_are_kept_for_the_newest_attempt_that_was_spoken_of() -> None:
+    rank = session()
+    for attempt, from_step in ((1, 10), (1, 20), (2, 5)):
+        rank.receive(messages.CadenceAnnounced("gpt", attempt, Cadence(1, from_step, 4)))
+        assert list(rank.cadences) == [attempt]
+    assert rank.cadences[2] == (Cadence(1, 5, 4),)
 
 
 def test_a_request_that_a_rank_never_makes_is_a_bug() -> None:

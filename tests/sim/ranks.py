@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from holdfast.client.session import Session
 from holdfast.protocol import limits, messages
+from holdfast.protocol.cadence import is_due
 from holdfast.protocol.ids import SnapshotId
 from holdfast.protocol.layout import Layout, ShardPlace
 
@@ -388,7 +389,8 @@ class Rank:
         if change and not (yield from self._replan(step)):
             raise RankDiedError("no plan after a change of layout")
         assert self.plan is not None
-        if not self.plan.is_due(step):
+        announced = self.session.cadences.get(self.attempt, ()) if self.session is not None else ()
+        if not is_due(step, self.plan, announced):
             return
         try:
             if self.accepted_over is None or self.accepted_over is not self.client:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import assert_never
 
 from holdfast.protocol import limits, messages
+from holdfast.protocol.cadence import Cadence, remembered
 from holdfast.protocol.ids import SnapshotId
 from holdfast.protocol.layout import Layout
 
@@ -45,6 +46,7 @@ class Session:
     committed_answer: messages.CommittedAnswer | None = None
     ranges_ready: dict[int, messages.RangeReady] = field(default_factory=dict)  # by the number of the request
     ranges_denied: dict[int, messages.RangeDenied] = field(default_factory=dict)
+    cadences: dict[int, tuple[Cadence, ...]] = field(default_factory=dict)  # of the newest attempt that was spoken of
 
     def __post_init__(self) -> None:
         if self.welcome.protocol != limits.PROTOCOL_VERSION:
@@ -66,6 +68,8 @@ class Session:
                 self.pending_text = text
             case messages.Granted(snapshot=snapshot):
                 self.granted[snapshot] = message
+            case messages.CadenceAnnounced(attempt=attempt, cadence=cadence):
+                self.cadences = {attempt: remembered(self.cadences.get(attempt, ()), cadence)}
             case messages.Progress():
                 self._progressed(message)
             case messages.Denied():

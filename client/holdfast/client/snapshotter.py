@@ -39,6 +39,7 @@ from holdfast.client.shard import ShardLayout
 from holdfast.client.stager import Stager
 from holdfast.client.state_errors import LayoutChangedError, ShardError
 from holdfast.protocol import limits, messages
+from holdfast.protocol.cadence import is_due
 from holdfast.protocol.ids import JOB_NAME, SnapshotId
 from holdfast.protocol.layout import Layout, ShardPlace
 
@@ -262,7 +263,7 @@ class Snapshotter:
         if self._plan is None and not self._make_plan(step):
             return
         assert self._plan is not None
-        if not self._plan.layout.is_due(step):
+        if not is_due(step, self._plan.layout, self._stager.cadences(self._plan.attempt)):
             return
         capture = self._capture(step)
         if capture is None:

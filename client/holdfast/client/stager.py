@@ -24,6 +24,7 @@ from holdfast.client.link import Link, LinkLostError
 from holdfast.client.session import ProtocolMismatchError, RankPlan
 from holdfast.client.state_errors import ShardError
 from holdfast.protocol import limits, messages
+from holdfast.protocol.cadence import Cadence
 from holdfast.protocol.ids import SnapshotId
 
 log = logging.getLogger("holdfast")
@@ -92,6 +93,11 @@ class Stager:
         self._stopping = True
         self._put(lambda: None)
         self._thread.join(timeout_s)
+
+    def cadences(self, attempt: int) -> tuple[Cadence, ...]:
+        """What was announced for the plans of an attempt; nothing while no daemon is attached."""
+        link = self._link
+        return link.session.cadences.get(attempt, ()) if link is not None else ()
 
     # --- the thread ---
 

@@ -7,6 +7,7 @@ Covers what may be said over ZeroMQ (`ClientMessage`, `DaemonMessage`) and on th
 from typing import Annotated
 
 from holdfast.protocol import limits
+from holdfast.protocol.cadence import CadenceAnnounced
 from holdfast.protocol.fields import Count, JobName, Message, NodeNumber, RoleNumber, Text
 from holdfast.protocol.ids import SnapshotId
 from holdfast.protocol.layout import Layout
@@ -96,7 +97,7 @@ class ReadRange(Message, frozen=True):
     snapshot: SnapshotId
     role: RoleNumber
     offset_bytes: Count  # from the start of the shard
-    length_bytes: Annotated[int, Meta(gt=0, le=limits.READ_RANGE_BYTES_MAX)]
+    length_bytes: Annotated[int, Meta(ge=1, le=limits.READ_RANGE_BYTES_MAX)]
     request: Count
 
 
@@ -300,6 +301,7 @@ DaemonMessage = (
     | RangeReady
     | RangeDenied
     | Progress
+    | CadenceAnnounced
     | Denied
     | StatusAnswer
     | RecoverAnswer

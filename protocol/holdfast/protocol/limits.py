@@ -50,6 +50,7 @@ PROTECT_STALL_S = 60.0  # a snapshot whose protection has not moved for so long 
 HEAR_ALL_S = 3.0  # how long the collector waits for live nodes before it decides what to restore
 COMMIT_PAUSE_S = 15.0  # how long a node that was asked what to restore commits nothing, waiting for the decision
 JOIN_S = 3.0  # how long a node that just started waits for a lower collector before it takes the part itself
+CADENCE_AHEAD_S = 1.5  # how far ahead another cadence is announced: three heartbeats, so that all ranks hear in time
 ALLOCATE_DEADLINE_S = 120.0  # populating memory: slow kernels do 2 GiB/s
 REFUSAL_PAUSE_S = 10.0  # between two log lines on strangers refused for the same reason
 
@@ -61,6 +62,7 @@ LEDGER_BYTES = 8 << 20  # room for one copy of the ledger; two copies are held
 assert CHUNK_BYTES_MIN < CHUNK_BYTES_MAX
 assert DIGESTS_PER_MESSAGE_MAX * 8 < CONTROL_FRAME_BYTES_MAX
 assert WORLD_SIZE_MAX * 16 < CONTROL_FRAME_BYTES_MAX < LEDGER_BYTES
+assert HEARTBEAT_S * 3 <= CADENCE_AHEAD_S
 assert HEARTBEAT_S * 2 < PEER_DEADLINE_S <= HEAR_ALL_S
 assert HEAR_ALL_S + PEER_DEADLINE_S < COMMIT_PAUSE_S
 assert CHUNK_DEADLINE_S * 2 < PROTECT_STALL_S

@@ -11,6 +11,7 @@ Messages say facts and are safe to repeat; nothing depends on a message arriving
 from typing import Annotated, Literal
 
 from holdfast.protocol import limits
+from holdfast.protocol.cadence import CadenceAnnounced, PaceReport
 from holdfast.protocol.client_messages import (
     AskCommitted,
     AskForget,
@@ -58,6 +59,7 @@ __all__ = [
     "AskRestore",
     "AskStatus",
     "Begin",
+    "CadenceAnnounced",
     "ChunkHeader",
     "ChunkReply",
     "ChunkSuspected",
@@ -154,6 +156,7 @@ class JobReport(Struct, frozen=True):
     protect_s: float = 0.0  # seal to commit of the newest committed snapshot
     digest_failures: Count = 0
     health: HealthReport = HealthReport()
+    pace: PaceReport = PaceReport()
 
 
 class Heartbeat(Message, frozen=True):

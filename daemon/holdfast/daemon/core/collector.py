@@ -7,6 +7,7 @@ the newest snapshot that any of them knows to be committed and that can be recov
 
 from dataclasses import dataclass, field
 
+from holdfast.daemon.core.cadences import Cadences
 from holdfast.daemon.core.context import Context
 from holdfast.daemon.core.job import Job
 from holdfast.daemon.core.peers import Peers
@@ -36,6 +37,7 @@ class Collector:
     peers: Peers
     facts: dict[str, dict[SnapshotId, set[int]]] = field(default_factory=dict)
     queries: list[Query] = field(default_factory=list)
+    cadences: Cadences = field(default_factory=Cadences)
     answered: dict[tuple[str, int], tuple[int, int]] = field(default_factory=dict)  # (job, asker) -> its last question
 
     # --- commit ---
@@ -68,8 +70,21 @@ class Collector:
                 if snapshot > job.committed and snapshot.attempt >= job.attempt
             }
 
+    def consider_cadence(self, job: Job) -> None:
+        """After a commit: announce a cadence that suits the pace of protection better, if there is one."""
+        if self.peers.collector != self.ctx.node or not self.peers.settled or not self.cadences.is_news(job):
+            return
+        reports = [job.pace_report(), *(report.pace for report in self.peers.reports(job.name).values())]
+        cadence = self.cadences.consider(job, reports)
+        if cadence is None:
+            return
+        text = f"job {job.name}: every {cadence.every} steps from step {cadence.from_step} on, instead of {job.every}"
+        self.ctx.log(f"{text}: a snapshot takes {max(report.cycle_s for report in reports):.2f} s")
+        job.adopt_cadence(job.attempt, cadence)
+
     def forget(self, job: str) -> None:
         """Nothing of this job matters any more."""
+        self.cadences.forget(job)
         self.facts.pop(job, None)
         self.answered = {key: value for key, value in self.answered.items() if key[0] != job}
 

@@ -16,6 +16,7 @@ from holdfast.daemon.core.openings import Openings
 from holdfast.daemon.core.plans import refusal
 from holdfast.daemon.core.slot import COMPLETE, IN_FLIGHT, Phase, Slot
 from holdfast.protocol import limits, messages
+from holdfast.protocol.cadence import Cadence, PaceReport, remembered
 from holdfast.protocol.exit_codes import ExitCode
 from holdfast.protocol.ids import SnapshotId
 from holdfast.protocol.layout import Geometry, Layout
@@ -41,6 +42,7 @@ class Job:
     writers: dict[int, int] = field(default_factory=dict)  # client -> attempt in which it planned: may write into slots
     planning: dict[int, messages.Plan] = field(default_factory=dict)  # client -> plan that waits for memory
     openings: Openings = field(init=False)
+    cadences: tuple[Cadence, ...] = ()  # announced for the newest plan
     left_roles: set[int] = field(default_factory=set)
     pause_ns: int = 0  # until then nothing is committed: the collector is deciding what to restore
     closed: bool = False
@@ -76,12 +78,35 @@ class Job:
             return False  # a later attempt begins with what was decided to be restored, never with a plan alone
         self.layouts.renew(layout)
         self.current = self.learn_layout(layout)
-        self.planned = True
+        self.planned, self.cadences = True, ()
         for slot in self.slots:
             if slot.phase in IN_FLIGHT and slot.layout_id != self.current:
                 self.give_up(slot, "the job's layout changed")
         self.ensure_memory()
         return True
+
+    @property
+    def every(self) -> int:
+        """Steps between two snapshots, now or as soon as what is announced begins; 0 without a plan."""
+        planned = self.layout.every if self.layout is not None else 0
+        return self.cadences[-1].every if self.cadences else planned
+
+    def pace_report(self) -> PaceReport:
+        """What this node tells of the job's pace."""
+        pace, begun = self.openings.pace, max(self.openings.begun.values(), default=None)
+        newest = self.cadences[-1] if self.cadences else None
+        return PaceReport(begun, pace.step_s, pace.cycle_s, pace.waited_s, newest)
+
+    def adopt_cadence(self, attempt: int, cadence: Cadence) -> None:
+        """Take an announced cadence if it is newer than the one known, and tell the ranks."""
+        known = self.layout
+        if attempt != self.attempt or known is None or not self.planned or cadence.version != known.version:
+            return
+        if self.cadences and cadence.from_step <= self.cadences[-1].from_step:
+            return
+        self.cadences = remembered(self.cadences, cadence)
+        for client in self.writers:
+            self.ctx.reply(client, messages.CadenceAnnounced(self.name, attempt, cadence))
 
     # --- attempts ---
 
@@ -95,6 +120,7 @@ class Job:
         self.roles.clear()
         self.left_roles.clear()
         self.openings.clear()
+        self.cadences = ()
         self.given_up.clear()
         self.closed = False
         self.touched_ns = self.ctx.now_ns
@@ -223,6 +249,8 @@ class Job:
                 ),
             )
             self.tell_progress(client)
+            for cadence in self.cadences:
+                self.ctx.reply(client, messages.CadenceAnnounced(self.name, plan.attempt, cadence))
         self.grant_waiting()
 
     # --- ranks ---

@@ -143,6 +143,7 @@ class Node:
             parts.shards.tick()
             parts.healing.tick()
             self.collector.consider(parts.job)
+            self.collector.consider_cadence(parts.job)
         self.restoring.tick()
         self.asks.tick()
         self.sums.tick()

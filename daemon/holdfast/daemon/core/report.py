@@ -42,6 +42,7 @@ def job_report(job: Job, rebuild: Rebuild) -> JobReport:
         protect_s=job.protect_s,
         digest_failures=job.digest_failures,
         health=job.health.report(job.ctx.now_ns),
+        pace=job.pace_report(),
     )
 
 
@@ -167,6 +168,7 @@ def _job_row(ctx: Context, peers: Peers, own: Heartbeat, job: Job | None, name: 
         "protect_s": max(report.protect_s for report in reports.values()),
         "digest_failures": sum(report.digest_failures for report in reports.values()),
         **resting_row(list(reports.values())),
+        "every": job.every if job is not None else 0,
         "lost_nodes": [],
         "snapshot_bytes": None,
         "more_losses": None,
