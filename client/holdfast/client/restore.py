@@ -70,16 +70,16 @@ def restore_into(state: Mapping[str, object], shard: memoryview, *, allow_pickle
     live = _Live.look(state)
     problems = live.compare(parsed, objects)
     if problems:
-        raise RestoreMismatchError(_told(problems))
+        raise RestoreMismatchError(mismatch_text(problems))
     tensors = live.targets(parsed)
     trees = {name: unflatten(objects[name], tensors, name) for name in state}
     problems = [text for name in state for text in _key_problems(name, state[name], trees[name])]
     if problems:
-        raise RestoreMismatchError(_told(problems))
+        raise RestoreMismatchError(mismatch_text(problems))
     payload = as_payload(parsed.payload)
     copy_all_in([(entry, local_of(tensors[entry.path])) for entry in parsed.manifest.tensors], payload)
     for name, item in state.items():
-        _load(item, trees[name])
+        load_item(item, trees[name])
     restore_rng(rng)
 
 
@@ -121,7 +121,7 @@ class _Live:
                 problems.append(f"{show_path(path)}: not in the shard")
         for name, item in self.state.items():
             if isinstance(item, torch.optim.Optimizer):
-                problems += _group_problems(name, self.flats[name].objects, objects[name])
+                problems += group_problems(name, self.flats[name].objects, objects[name])
         return problems + self._sharing_problems(saved)
 
     def targets(self, parsed: ParsedShard) -> dict[Path, torch.Tensor]:
@@ -214,7 +214,8 @@ def _is_strict(item: object) -> bool:
     return isinstance(item, torch.nn.Module | torch.Tensor)
 
 
-def _group_problems(name: str, live: object, saved: object) -> list[str]:
+def group_problems(name: str, live: object, saved: object) -> list[str]:
+    """How an optimizer's groups differ from the live ones."""
     expected, found = _group_sizes(saved), _group_sizes(live)
     if expected == found:
         return []
@@ -236,13 +237,14 @@ def _key_problems(name: str, item: object, tree: object) -> list[str]:
     return [f"{name}/{key}: only on one side" for key in sorted(saved ^ live, key=str)]
 
 
-def _told(problems: list[str]) -> str:
+def mismatch_text(problems: list[str]) -> str:
+    """What is said when a snapshot does not fit."""
     shown = "; ".join(problems[:PROBLEMS_SHOWN])
     more = len(problems) - PROBLEMS_SHOWN
     rest = f"; and {more} more" if more > 0 else ""
     return (
         f"the shard does not fit the live state: {shown}{rest}. Nothing was changed: build the "
-        "state as the run did that wrote it, with the same world size and sharding"
+        "state as the run did that wrote it"
     )
 
 
@@ -252,7 +254,8 @@ def _empty(entry: TensorEntry, dtype: torch.dtype, device: str) -> torch.Tensor:
     return torch.empty(entry.shape, dtype=dtype, device=device)
 
 
-def _load(item: object, tree: object) -> None:
+def load_item(item: object, tree: object) -> None:
+    """Hand one part of a state back to whom it belongs; tensors that are there are already filled."""
     if isinstance(item, torch.Tensor):
         return  # its bytes are in place
     assert isinstance(item, Stateful)

@@ -51,6 +51,27 @@ def restore_rng(states: Mapping[str, object]) -> None:
         raise MalformedShardError(f"the shard's random generator states cannot be set: {error}") from error
 
 
+def seeded_rng(seed: int) -> dict[str, object]:
+    """States as `capture_rng` makes them, of generators freshly seeded; no generator in use is touched.
+
+    Args:
+        seed: 32 bits.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    version, words, gauss = random.Random(seed).getstate()  # noqa: S311  # a training's, nobody's secret
+    states: dict[str, object] = {
+        "torch": generator.get_state(),
+        "python": (version, np.array(words, dtype="<u4").tobytes(), gauss),
+    }
+    if "numpy.random" in sys.modules:
+        state = np.random.RandomState(seed).get_state()
+        assert isinstance(state, tuple)
+        states["numpy"] = (state[0], state[1].astype("<u4").tobytes(), int(state[2]), int(state[3]), float(state[4]))
+    if torch.cuda.is_available():
+        states["cuda"] = torch.Generator(device="cuda").manual_seed(seed).get_state()
+    return states
+
+
 def _restore(states: Mapping[str, object]) -> None:
     version, words, gauss = _three(states["python"])
     random.setstate((version, tuple(np.frombuffer(words, dtype="<u4").tolist()), gauss))

@@ -18,16 +18,16 @@ from time import monotonic
 from types import TracebackType
 from typing import Any, Literal, Self
 
-import msgspec
 import torch
 import torch.distributed as dist
+from holdfast.client.agreement import Part, disagreement, exchange
 from holdfast.client.capture import Capture
+from holdfast.client.elsewhere import Elsewhere
 from holdfast.client.errors import (
     CommitTimeoutError,
     DaemonUnreachableError,
     HoldfastError,
     NotRecoverableError,
-    RanksDisagreeError,
     RefusedError,
     SnapshotSkippedError,
 )
@@ -37,7 +37,7 @@ from holdfast.client.restore import device_of, restore_into
 from holdfast.client.session import RankPlan
 from holdfast.client.shard import ShardLayout
 from holdfast.client.stager import Stager
-from holdfast.client.state_errors import LayoutChangedError, ShardError
+from holdfast.client.state_errors import LayoutChangedError, RestoreMismatchError, ShardError
 from holdfast.protocol import limits, messages
 from holdfast.protocol.cadence import is_due
 from holdfast.protocol.ids import JOB_NAME, SnapshotId
@@ -51,23 +51,6 @@ PLAN_RETRY_STEPS = 50  # steps without protection before the ranks try again to 
 STAGED_AT_ONCE = 2  # one that a GPU is copying, and the next: the host runs ahead of the device by a step at most
 CLOSE_WAIT_S = 60.0  # for the last snapshot to commit
 _MESSAGES_MAX = 1 << 20  # bytes of one rank's part in an exchange
-
-
-class _Part(msgspec.Struct):
-    """What one rank tells the others at a plan or a restore."""
-
-    job: str
-    node: int = -1
-    shard_bytes: int = 0
-    every: int = 1
-    version: int = 0
-    step: int = 0
-    problem: str = ""
-    attempt: int = 0
-    snapshot: SnapshotId | None = None
-    roles: int = 0  # ranks of the snapshot's layout
-    kind: Literal["plan", "restore", "done"] = "plan"
-    fatal: bool = False  # something is committed and can't be had
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,11 +147,15 @@ class Snapshotter:
         Raises:
             NotRecoverableError: something is committed, and it, or a part of it, can't be restored.
             RestoreMismatchError: the live state does not fit the snapshot; nothing live was changed.
+
+        The world size, the sharding and the nodes on which ranks run may differ from those of the snapshot: then each
+        rank reads the parts that it needs from all of them. What is no tensor comes back as it was while the world size
+        is the same; else every rank gets rank 0's, and random generators of ranks that were not there are seeded anew.
         """
         self._restore_s = {}
         clock = _Laps(self._restore_s)
         mine = self._ask(begin_fresh=False)
-        parts = self._exchange(mine, "restore")
+        parts = exchange(self._ranks, mine, "restore")
         clock.lap("ask")
         lead = parts[0]
         problems = [f"rank {rank}: {part.problem}" for rank, part in enumerate(parts) if part.problem]
@@ -183,14 +170,15 @@ class Snapshotter:
             raise NotRecoverableError(
                 f"{lead.snapshot} is committed, but not every rank can reach its daemon: " + "; ".join(problems[:4])
             )
-        if lead.roles != self._ranks.world_size:
-            raise NotRecoverableError(
-                f"{lead.snapshot} was staged by {lead.roles} ranks, this job has {self._ranks.world_size}; start "
-                f"it with {lead.roles} ranks"
-            )
         self._attempt = lead.attempt
-        failure = self._restore_shard(lead.snapshot, clock)
-        done = self._exchange(_Part(self._job, problem=str(failure) if failure else ""), "done")
+        here = len(lead.nodes) == self._ranks.world_size and lead.nodes[self._ranks.rank] == mine.node
+        failure = self._restore_shard(lead.snapshot, clock) if here else None
+        if not here or isinstance(failure, RestoreMismatchError):  # nothing was changed; it may fit in another layout
+            pickled = self._allow_pickle
+            elsewhere = Elsewhere(self._state, self._job, self._path, ranks=self._ranks, allow_pickle=pickled)
+            failure = elsewhere.restore(lead.snapshot, say=self._say)
+            clock.lap("ranges")
+        done = exchange(self._ranks, Part(self._job, problem=str(failure) if failure else ""), "done")
         if failure is not None:
             raise failure
         failed = [f"rank {rank}: {part.problem}" for rank, part in enumerate(done) if part.problem]
@@ -199,9 +187,9 @@ class Snapshotter:
         clock.lap("agree")
         return lead.snapshot.step
 
-    def _ask(self, *, begin_fresh: bool) -> _Part:
+    def _ask(self, *, begin_fresh: bool) -> Part:
         """Attach; role 0 also asks the cluster what to restore."""
-        part = _Part(self._job)
+        part = Part(self._job)
         try:
             welcome = self._attach()
             part.node = welcome.node
@@ -211,7 +199,7 @@ class Snapshotter:
                     lambda: self._stager.ask_restore(self._job, begin_fresh=begin_fresh, deadline_s=deadline_s)
                 ).result()
                 part.attempt, part.snapshot = answer.attempt, answer.snapshot
-                part.roles = len(answer.layout.shards) if answer.layout is not None else 0
+                part.nodes = tuple(place.node for place in answer.layout.shards) if answer.layout is not None else ()
                 part.problem, part.fatal = answer.problem, bool(answer.problem)
         except HoldfastError as error:
             part.problem = str(error)
@@ -343,7 +331,7 @@ class Snapshotter:
         """Agree with the other ranks on who stages what, from `step` on. A collective; tells whether it worked."""
         if step < self._next_plan_step:
             return False
-        part = _Part(self._job) if self._attempt is not None else self._ask(begin_fresh=True)
+        part = Part(self._job) if self._attempt is not None else self._ask(begin_fresh=True)
         layout: ShardLayout | None = None
         try:
             layout = ShardLayout.build(self._state, allow_pickle=self._allow_pickle)
@@ -353,8 +341,8 @@ class Snapshotter:
         except (HoldfastError, ShardError) as error:
             part.problem = part.problem or str(error)
         part.every, part.step, part.version = self._every, step, self._versions + 1
-        parts = self._exchange(part, "plan")
-        problem = _disagreement(parts)
+        parts = exchange(self._ranks, part, "plan")
+        problem = disagreement(parts)
         self._attempt = self._attempt or parts[0].attempt or None
         if problem or self._attempt is None or layout is None:
             return self._unprotected(step, problem or "no attempt was begun")
@@ -372,8 +360,8 @@ class Snapshotter:
             self._stager.submit(lambda: self._stager.say_plan(plan, deadline_s=deadline_s)).result()
         except HoldfastError as error:
             failure = str(error)
-        accepted = self._exchange(_Part(self._job, problem=failure), "done")
-        if problem := _disagreement(accepted):
+        accepted = exchange(self._ranks, Part(self._job, problem=failure), "done")
+        if problem := disagreement(accepted):
             return self._unprotected(step, problem)
         self._plan, self._layout = plan, layout
         return True
@@ -383,18 +371,6 @@ class Snapshotter:
         self._next_plan_step = step + PLAN_RETRY_STEPS
         self._fault(DaemonUnreachableError(f"training runs on, unprotected: {problem}"))
         return False
-
-    def _exchange(self, part: _Part, kind: Literal["plan", "restore", "done"]) -> list[_Part]:
-        part.kind = kind
-        part.problem = part.problem[: limits.TEXT_CHARS_MAX]
-        parts = [msgspec.msgpack.decode(raw, type=_Part) for raw in self._ranks.exchange(msgspec.msgpack.encode(part))]
-        for rank, other in enumerate(parts):
-            if other.job != self._job or other.kind != kind:
-                raise RanksDisagreeError(
-                    f"rank {self._ranks.rank} is at {kind} of job {self._job!r}, rank {rank} at {other.kind} of job "
-                    f"{other.job!r}; all ranks must make the same Snapshotter and call it in the same order"
-                )
-        return parts
 
     # --- what users ask ---
 
@@ -490,19 +466,6 @@ class Snapshotter:
         if kind not in self._said and len(self._said) < 64:
             self._said.add(kind)
             warnings.warn(f"holdfast: rank {self._ranks.rank}: {text}", RuntimeWarning, stacklevel=4)
-
-
-def _disagreement(parts: list[_Part]) -> str:
-    problems = [f"rank {rank}: {part.problem}" for rank, part in enumerate(parts) if part.problem]
-    if problems:
-        return "; ".join(problems[:4])
-    for rank, part in enumerate(parts):
-        if part.every != parts[0].every or part.step != parts[0].step:
-            return (
-                f"rank {rank} stages every {part.every} steps from step {part.step} on, rank 0 every {parts[0].every} "
-                f"from step {parts[0].step} on; all ranks must agree"
-            )
-    return ""
 
 
 def _check_arguments(job: str, every: int, on_error: str, stage: str) -> None:

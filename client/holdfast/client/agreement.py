@@ -1,0 +1,58 @@
+"""What the ranks of a job tell each other at a plan or a restore, and whether they agree."""
+
+from typing import Literal
+
+import msgspec
+from holdfast.client.errors import RanksDisagreeError
+from holdfast.client.ranks import Ranks
+from holdfast.protocol import limits
+from holdfast.protocol.ids import SnapshotId
+
+
+class Part(msgspec.Struct):
+    """What one rank tells the others at a plan or a restore."""
+
+    job: str
+    node: int = -1
+    shard_bytes: int = 0
+    every: int = 1
+    version: int = 0
+    step: int = 0
+    problem: str = ""
+    attempt: int = 0
+    snapshot: SnapshotId | None = None
+    nodes: tuple[int, ...] = ()  # of the snapshot's roles
+    kind: Literal["plan", "restore", "done"] = "plan"
+    fatal: bool = False  # something is committed and can't be had
+
+
+def exchange(ranks: Ranks, part: Part, kind: Literal["plan", "restore", "done"]) -> list[Part]:
+    """Every rank's part, by rank. A collective.
+
+    Raises:
+        RanksDisagreeError: another rank is somewhere else in its program.
+    """
+    part.kind = kind
+    part.problem = part.problem[: limits.TEXT_CHARS_MAX]
+    parts = [msgspec.msgpack.decode(raw, type=Part) for raw in ranks.exchange(msgspec.msgpack.encode(part))]
+    for rank, other in enumerate(parts):
+        if other.job != part.job or other.kind != kind:
+            raise RanksDisagreeError(
+                f"rank {ranks.rank} is at {kind} of job {part.job!r}, rank {rank} at {other.kind} of job "
+                f"{other.job!r}; all ranks must make the same Snapshotter and call it in the same order"
+            )
+    return parts
+
+
+def disagreement(parts: list[Part]) -> str:
+    """Why the ranks can't go on together; empty if they can."""
+    problems = [f"rank {rank}: {part.problem}" for rank, part in enumerate(parts) if part.problem]
+    if problems:
+        return "; ".join(problems[:4])
+    for rank, part in enumerate(parts):
+        if part.every != parts[0].every or part.step != parts[0].step:
+            return (
+                f"rank {rank} stages every {part.every} steps from step {part.step} on, rank 0 every {parts[0].every} "
+                f"from step {parts[0].step} on; all ranks must agree"
+            )
+    return ""
