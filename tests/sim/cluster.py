@@ -32,6 +32,7 @@ class ClusterShape:
     budget_bytes: int = 1 << 20
     coding_s_max: float = 0.005  # of one order to the coding thread
     network: NetworkFaults = NetworkFaults()
+    drill_period_s: int = 0
     scrub_period_s: int = 0  # off: resting memory is read in the scenarios that are about it
 
 
@@ -52,6 +53,7 @@ class Cluster:
             slots=shape.slots,
             budget_bytes=4 << 20,
             scrub_period_s=shape.scrub_period_s,
+            drill_period_s=shape.drill_period_s,
         )
         # Below what an operator may set: stripes by the dozen in a few kilobytes.
         object.__setattr__(config, "chunk_bytes", shape.chunk_bytes)

@@ -17,7 +17,7 @@ from holdfast.coding.fingerprint import naive_fingerprint
 from holdfast.daemon.core import actions, events
 from holdfast.daemon.core.memory import ChunkKey, Memory
 
-from sim.resting import repaired, scrubbed
+from sim.resting import drilled, repaired, scrubbed
 
 if TYPE_CHECKING:
     from sim.machine import Worker
@@ -32,6 +32,7 @@ CODING_ORDERS = (
     actions.RepairChunk,
     actions.AddToSum,
     actions.StoreSum,
+    actions.DrillStripe,
 )
 
 
@@ -135,13 +136,15 @@ class Coder:
                 return lambda: events.ChunksVerified(memory, ticket, bad)
             case actions.ScrubChunks():
                 return lambda: scrubbed(action, held.data, held.parity, self.worker.machine.config.chunk_bytes)
-            case actions.EncodeParity() | actions.RebuildStripe() | actions.RepairChunk():
+            case actions.EncodeParity() | actions.RebuildStripe() | actions.RepairChunk() | actions.DrillStripe():
                 payloads = {position: self.worker.frames.get(key) for position, key in action.sources}
                 if any(payload is None for payload in payloads.values()):
                     return lambda: None
                 sources = {position: payload for position, payload in payloads.items() if payload is not None}
                 if isinstance(action, actions.EncodeParity):
                     return lambda: self._encode(action, held, sources)
+                if isinstance(action, actions.DrillStripe):
+                    return lambda: self._drill(action, held, sources)
                 if isinstance(action, actions.RepairChunk):
                     return lambda: self._repair(action, held, sources)
                 return lambda: self._rebuild(action, held, sources)
@@ -198,6 +201,10 @@ class Coder:
         place[:] = combine([row[position] for position in sources], list(sources.values()), len(place))
         self._drop(action.sources)
         return events.ParityEncoded(action.memory, action.snapshot, action.stripe, chunk_digest(place))
+
+    def _drill(self, action: actions.DrillStripe, held: Held, sources: dict[int, bytes]) -> events.Event:
+        self._drop(action.sources)
+        return drilled(action, held.data, held.parity, self.params, sources)
 
     def _repair(self, action: actions.RepairChunk, held: Held, sources: dict[int, bytes]) -> events.Event:
         self._drop(action.sources)

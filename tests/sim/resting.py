@@ -3,6 +3,7 @@
 from holdfast.coding import CodeParams, chunk_digest, select_engine
 from holdfast.daemon.core import actions, events
 from holdfast.daemon.core.health import Resting
+from holdfast.daemon.shell.drilling import drill
 from holdfast.daemon.shell.scrubber import recompute
 
 ENGINE = select_engine("numpy")
@@ -36,3 +37,17 @@ def repaired(
         place[:] = made
     good, digest = made is not None, chunk_digest(place)
     return events.ChunkRepaired(action.memory, action.snapshot, wanted, digest, good=good, changed=changed)
+
+
+def drilled(
+    action: actions.DrillStripe, data: bytearray, parity: bytearray, params: CodeParams, sources: dict[int, bytes]
+) -> events.Event:
+    """Rebuild a stripe as if members were lost."""
+    position, own, digest = action.own
+    chunk_bytes = len(next(iter(sources.values()))) if sources else 64
+    chunk = resting(data, parity, own, chunk_bytes)
+    chunks = {**{p: memoryview(source) for p, source in sources.items()}, position: memoryview(bytes(chunk))}
+    wrong, _ = drill(ENGINE, params, action, chunks, own_good=chunk_digest(chunk) == digest)
+    return events.StripeDrilled(
+        action.memory, action.snapshot, action.stripe, wrong, coded_ns=1000, pattern_count=len(action.patterns)
+    )

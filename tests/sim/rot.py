@@ -22,7 +22,13 @@ class RestingCluster:
     """One group that has committed step 0 and then does nothing for long."""
 
     def __init__(
-        self, *, nodes: int = 4, parity: int = 2, period_s: int = PERIOD_S, network: NetworkFaults | None = None
+        self,
+        *,
+        nodes: int = 4,
+        parity: int = 2,
+        period_s: int = PERIOD_S,
+        drill_period_s: int = 0,
+        network: NetworkFaults | None = None,
     ) -> None:
         job = JobShape("a", tuple((node, 150 + 64 * node) for node in range(nodes)), every=1_000_000, step_s=1.0)
         shape = ClusterShape(
@@ -33,6 +39,7 @@ class RestingCluster:
             chunk_bytes=CHUNK_BYTES,
             network=network or NetworkFaults(),
             scrub_period_s=period_s,
+            drill_period_s=drill_period_s,
         )
         self.cluster = Cluster(1, shape)
         self.cluster.start()

@@ -16,7 +16,7 @@ HEARD_S = 2 * limits.JOIN_S  # by then a fresh collector has heard every node th
 LOOK_S = 0.2  # between two looks at the status
 _CREDENTIALS = struct.Struct("iII")  # pid, uid, gid
 
-T = TypeVar("T", messages.StatusAnswer, messages.RecoverAnswer, messages.ForgetAnswer)
+T = TypeVar("T", messages.StatusAnswer, messages.RecoverAnswer, messages.ForgetAnswer, messages.DrillAnswer)
 
 
 def new_keypair() -> tuple[str, str]:
@@ -102,6 +102,10 @@ class Daemon:
     def recover(self, node: str | None = None) -> messages.RecoverAnswer:
         """Start the rebuild of one node, or of all that lost something."""
         return self._ask(messages.AskRecover(node), messages.RecoverAnswer)
+
+    def drill(self, stripes: int) -> str:
+        """Have all nodes drill; the status shows what comes of it."""
+        return self._ask(messages.AskDrill(stripes), messages.DrillAnswer).text
 
     def forget(self, job: str) -> bool:
         """Free all that a job holds. Returns whether the daemon knew the job."""

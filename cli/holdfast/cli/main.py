@@ -26,6 +26,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "check": ("holdfast.cli.check", "for monitors: exit 0 ok, 1 warning, 2 critical, 3 unknown"),
     "recover": ("holdfast.cli.recover", "rebuild what a replaced node lost, with progress"),
     "upgrade": ("holdfast.cli.upgrade", "replace this node's worker (new code, config, keys); every snapshot stays"),
+    "drill": ("holdfast.cli.drill", "prove on live data that what is committed can be rebuilt"),
     "forget": ("holdfast.cli.forget", "free all memory that a finished job holds, on every node"),
     "plan": ("holdfast.cli.plan", "what a cluster would survive, and what it would cost"),
     "config": ("holdfast.cli.config", "check a config file, or show each value and where it came from"),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from holdfast.cli.arguments import Subparsers, add_json_flag
+from holdfast.cli.drill import describe
 from holdfast.cli.link import Daemon, default_socket
 from holdfast.cli.output import emit, emit_json, pairs, table
 from holdfast.protocol.exit_codes import ExitCode, OperatorError
@@ -114,6 +115,9 @@ def render(status: dict[str, Any]) -> str:
     if status["jobs"]:
         rows = [_job_cells(job) for job in status["jobs"]]
         blocks.append(table(["job", "verdict", "committed", "ranks", "snapshot", "protect", "more losses"], rows))
+    proofs = [describe(job) for job in status["jobs"] if job.get("drill")]
+    if proofs:
+        blocks.append("\n".join(f"  {proof}" for proof in proofs))
     header = ["node", "group", "state", "address", "arena", "holds"]
     blocks.append(table(header, [_node_cells(node) for node in status["nodes"]]))
     return "\n\n".join(blocks)

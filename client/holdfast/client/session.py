@@ -80,7 +80,7 @@ class Session:
                 self.ranges_ready[request] = message
             case messages.RangeDenied(request=request):
                 self.ranges_denied[request] = message
-            case messages.StatusAnswer() | messages.RecoverAnswer() | messages.ForgetAnswer():
+            case messages.StatusAnswer() | messages.RecoverAnswer() | messages.ForgetAnswer() | messages.DrillAnswer():
                 pass  # answers to commands; a rank never asks
             case _:
                 assert_never(message)

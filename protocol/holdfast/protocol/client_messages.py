@@ -117,6 +117,12 @@ class AskRecover(Message, frozen=True):
     node: Text | None = None
 
 
+class AskDrill(Message, frozen=True):
+    """A command asks that all nodes drill now; the outcome shows in the status."""
+
+    stripes: Annotated[int, Meta(ge=1, le=limits.DRILL_STRIPES_MAX)]
+
+
 class AskForget(Message, frozen=True):
     """A command asks to free everything that a job holds."""
 
@@ -138,6 +144,7 @@ ClientMessage = (
     | AskStatus
     | AskRecover
     | AskForget
+    | AskDrill
 )
 
 
@@ -284,6 +291,12 @@ class RecoverAnswer(Message, frozen=True):
     text: Text
 
 
+class DrillAnswer(Message, frozen=True):
+    """What was started; the status shows what came of it."""
+
+    text: Text
+
+
 class ForgetAnswer(Message, frozen=True):
     """The job is being freed everywhere."""
 
@@ -306,5 +319,6 @@ DaemonMessage = (
     | StatusAnswer
     | RecoverAnswer
     | ForgetAnswer
+    | DrillAnswer
 )
 DoorMessage = Welcome | MemoryGiven

@@ -6,7 +6,7 @@ Between daemons only; part of the messages of `holdfast.protocol.messages`.
 from typing import Annotated, Literal
 
 from holdfast.protocol import limits
-from holdfast.protocol.fields import Count, JobName, Message
+from holdfast.protocol.fields import Count, JobName, Message, Text
 from holdfast.protocol.ids import SnapshotId
 from msgspec import Meta, Struct
 
@@ -24,6 +24,30 @@ class HealthReport(Struct, frozen=True):
     scrub_passes: Count = 0  # how often all that is held was read again
     scrub_age_s: float = 0.0  # since the last of these passes ended; 0 if none has
     scrub_s: float = 0.0  # how long that pass took
+
+
+class DrillReport(Struct, frozen=True):
+    """The last drill of a job that ended on a node: what was sampled, and what it proved."""
+
+    drills: Count = 0  # since the worker started
+    drilled: SnapshotId | None = None
+    proven: SnapshotId | None = None  # the same, if all that was sampled came out right
+    survives: Count = 0  # losses of nodes that were proven to be survived
+    stripes: Count = 0
+    patterns: Count = 0  # sets of lost members, over all stripes
+    columns: Count = 0  # bytes of a stripe that the independent witness rebuilt, over all patterns
+    failures: Count = 0
+    rebuild_bytes_per_s: Count = 0  # of lost bytes: fetching the others and computing
+    problem: Text = ""
+    age_s: float = 0.0  # since it ended
+    running: bool = False  # another one is under way
+
+
+class DrillAsked(Message, frozen=True):
+    """An operator asks for a drill of all jobs, of so many stripes on each node."""
+
+    stripes: Annotated[int, Meta(ge=1, le=limits.DRILL_STRIPES_MAX)]
+    pass_on: bool  # to the collector: tell all others
 
 
 class WantFingerprints(Message, frozen=True):

@@ -22,12 +22,8 @@ CHUNK_BYTES_MAX = 16 << 20
 CHUNK_CREDITS = 4  # chunks sent to one peer and not yet acknowledged, per snapshot; 2 to 8 measured flat
 REBUILD_STRIPES_OPEN_MAX = 4  # stripes of a rebuild in flight: bounds the frames held to k times this
 CHUNK_RETRIES_MAX = 5  # sendings of one chunk that failed its digest or its deadline before the snapshot is given up
-SCRUB_BATCH_CHUNKS = (
-    16  # resting chunks re-read in one go: a newer snapshot or a repair never waits longer for the memory
-)
-AGREEMENT_STRIPES_MAX = (
-    32  # stripes whose fingerprints are compared at once: bounds the 256 bytes per chunk that are kept
-)
+SCRUB_BATCH_CHUNKS = 16  # resting chunks re-read in one go: a repair never waits longer for its turn
+AGREEMENT_STRIPES_MAX = 32  # stripes compared at once: bounds the 256 bytes per chunk that are kept
 REPAIR_RETRY_S = 2.0  # between two tries to repair a chunk whose stripe lacks too many others
 READ_RANGE_BYTES_MAX = 64 << 20  # one read of a client: bounds the memory lent for it
 RANGES_PER_CLIENT_COUNT_MAX = 2  # one is copied while the next is fetched
@@ -41,6 +37,11 @@ SUM_TRIES_COUNT_MAX = 16  # plans for one chunk before it counts as not to be ha
 SUM_PATIENCE_S = 3.0  # how long a part waits for the sum so far; longer than a dead peer goes unnoticed
 SUM_PATIENCE_STEP_S = 0.25  # more for each place later in the chain: the first that waits in vain knows whom to blame
 SUSPECT_S = 10.0  # how long a node that let a sum down is asked only where there is no other
+DRILL_STRIPES = 4  # sampled by a periodic drill on each node; the stripes of all nodes and drills differ
+DRILL_STRIPES_MAX = 4096  # that an operator may ask for at once; each moves a chunk of every member
+DRILL_PATTERNS = 4  # sets of lost members tried per stripe
+DRILL_COLUMNS = 16  # columns that the independent witness computes per pattern; it does a few thousand per second
+DRILL_FIRST_S = 10.0  # from the first commit that a worker sees to its first drill
 DIGEST_BATCH_CHUNKS = 16  # chunks digested in one go, so that sending starts before the last one is digested
 
 HEARTBEAT_S = 0.5

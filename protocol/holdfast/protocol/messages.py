@@ -14,6 +14,7 @@ from holdfast.protocol import limits
 from holdfast.protocol.cadence import CadenceAnnounced, PaceReport
 from holdfast.protocol.client_messages import (
     AskCommitted,
+    AskDrill,
     AskForget,
     AskRecover,
     AskRestore,
@@ -26,6 +27,7 @@ from holdfast.protocol.client_messages import (
     DaemonMessage,
     Denied,
     DoorMessage,
+    DrillAnswer,
     ForgetAnswer,
     Granted,
     Leave,
@@ -47,13 +49,21 @@ from holdfast.protocol.client_messages import (
     Welcome,
 )
 from holdfast.protocol.fields import Count, JobName, Message, NodeNumber, PackedDigests, RoleNumber, Text
-from holdfast.protocol.health import ChunkSuspected, FingerprintsGiven, HealthReport, WantFingerprints
+from holdfast.protocol.health import (
+    ChunkSuspected,
+    DrillAsked,
+    DrillReport,
+    FingerprintsGiven,
+    HealthReport,
+    WantFingerprints,
+)
 from holdfast.protocol.ids import SnapshotId
 from holdfast.protocol.layout import Layout
 from msgspec import Meta, Struct
 
 __all__ = [
     "AskCommitted",
+    "AskDrill",
     "AskForget",
     "AskRecover",
     "AskRestore",
@@ -75,6 +85,8 @@ __all__ = [
     "Denied",
     "DigestsAnnounced",
     "DoorMessage",
+    "DrillAnswer",
+    "DrillAsked",
     "FingerprintsGiven",
     "ForgetAnswer",
     "Granted",
@@ -157,6 +169,7 @@ class JobReport(Struct, frozen=True):
     digest_failures: Count = 0
     health: HealthReport = HealthReport()
     pace: PaceReport = PaceReport()
+    drill: DrillReport = DrillReport()
 
 
 class Heartbeat(Message, frozen=True):
@@ -424,6 +437,7 @@ PeerMessage = (
     | WantFingerprints
     | FingerprintsGiven
     | ChunkSuspected
+    | DrillAsked
     | RebuildAsked
     | StatusWanted
     | StatusGiven

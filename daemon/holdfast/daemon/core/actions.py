@@ -232,6 +232,21 @@ class RepairChunk:
 
 
 @dataclass(frozen=True, slots=True)
+class DrillStripe:
+    """Rebuild one stripe as if members were lost, aside, and compare; ends in StripeDrilled. The frames are dropped."""
+
+    memory: Memory
+    snapshot: SnapshotId
+    stripe: int
+    sources: tuple[tuple[int, ChunkKey], ...]  # (position, frame)
+    own: tuple[int, Resting, int]  # (position, chunk in memory, its digest)
+    zero_positions: tuple[int, ...]
+    digests: tuple[tuple[int, int], ...]  # (data position, digest)
+    patterns: tuple[tuple[int, ...], ...]  # positions that count as lost; those without a source are in all of them
+    columns: tuple[int, ...]  # byte offsets in a chunk that the witness rebuilds
+
+
+@dataclass(frozen=True, slots=True)
 class WriteLedger:
     """Replace the ledger; done before the next action."""
 
@@ -266,6 +281,7 @@ Action = (
     | VerifyChunks
     | ScrubChunks
     | RepairChunk
+    | DrillStripe
     | WriteLedger
     | Log
 )

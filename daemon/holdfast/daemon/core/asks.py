@@ -7,6 +7,7 @@ from holdfast.daemon.core.peers import Peers
 from holdfast.daemon.core.registry import Registry
 from holdfast.protocol import limits, messages
 from holdfast.protocol.exit_codes import ExitCode
+from holdfast.protocol.health import DrillAsked
 
 
 @dataclass(slots=True)
@@ -44,6 +45,24 @@ class Asks:
             if self.ctx.now_ns >= deadline_ns:  # the collector is silent: better the own view than none
                 del self.waiting[request]
                 self.ctx.reply(client, messages.StatusAnswer(self.registry.status()))
+
+    def drill(self, client: int, stripes: int) -> None:
+        """An operator asks that all nodes drill now."""
+        started = any(parts.healing.repair.slot() is not None for parts in self.registry)
+        self.drill_here(stripes, pass_on=True)
+        text = "all nodes drill" if started else "no committed snapshot is held here; the others drill"
+        self.ctx.reply(client, messages.DrillAnswer(text))
+
+    def drill_here(self, stripes: int, *, pass_on: bool) -> None:
+        """Drill, and have the collector tell all others, who drill as well."""
+        for parts in self.registry:
+            parts.healing.drill.start(stripes)
+        if not pass_on:
+            return
+        if self.peers.collector == self.ctx.node:
+            self.ctx.tell_all(DrillAsked(stripes, pass_on=False))
+        else:
+            self.ctx.tell(self.peers.collector, DrillAsked(stripes, pass_on=True))
 
     def recover(self, client: int, name: str | None) -> None:
         """An operator asks that one node, or all that lost something, be rebuilt."""

@@ -40,6 +40,8 @@ class ClientSide:
                 self.ranges.read(client, message)
             case messages.CloseRange(request):
                 self.ranges.close(client, request)
+            case messages.AskDrill(stripes):
+                self.asks.drill(client, stripes)
             case messages.AskForget(job):
                 attempt = known.job.attempt if (known := self.registry.get(job)) is not None else 0
                 found = self.registry.forget(job)

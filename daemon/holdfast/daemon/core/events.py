@@ -149,6 +149,18 @@ class ChunkRepaired:
 
 
 @dataclass(frozen=True, slots=True)
+class StripeDrilled:
+    """A stripe was rebuilt as if members were lost. `wrong`: what did not come out right, for people."""
+
+    memory: Memory
+    snapshot: SnapshotId
+    stripe: int
+    wrong: tuple[str, ...]
+    coded_ns: int
+    pattern_count: int
+
+
+@dataclass(frozen=True, slots=True)
 class ChunkNotServed:
     """A chunk that a peer wants failed its digest here and was not sent."""
 
@@ -207,6 +219,7 @@ Event = (
     | ChunksVerified
     | ChunksScrubbed
     | ChunkRepaired
+    | StripeDrilled
     | ChunkNotServed
     | SumAdded
     | SumNotAdded

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from holdfast.protocol.health import HealthReport
+from holdfast.protocol.ids import SnapshotId
 from holdfast.protocol.messages import JobReport
 
 Kind = Literal["data", "parity"]
@@ -70,3 +71,33 @@ def damage_verdict(parity_count: int, worst: int, names: Sequence[str]) -> tuple
     if worst >= parity_count:
         return "UNPROTECTED", f"{where}: a further loss may cost their stripes"
     return "DEGRADED", f"{where}: {parity_count - worst} more nodes can be lost"
+
+
+def drill_row(groups: Sequence[Sequence[JobReport]]) -> dict[str, Any]:
+    """What the last drills proved, as the status shows it: of each group the best proof, and of these the weakest.
+
+    Args:
+        groups: the reports of each group that takes part in the job.
+    """
+    last = [report.drill for group in groups for report in group]
+    failed = [drill for drill in last if drill.failures or drill.problem]
+    proofs = [[report.drill for report in group if report.drill.proven is not None] for group in groups]
+    best = [max(found, key=lambda drill: (drill.proven or SnapshotId(0, 0), -drill.age_s)) for found in proofs if found]
+    weakest = min(best, key=lambda d: (d.proven or SnapshotId(0, 0), d.survives), default=None)
+    if len(best) < len(groups):  # a group of which nothing is proven: nothing is proven of the job
+        weakest = None
+    drilled = max((drill.drilled for drill in last if drill.drilled is not None), default=None)
+    return {
+        "proven_step": weakest.proven.step if weakest is not None and weakest.proven is not None else None,
+        "survives": weakest.survives if weakest is not None else 0,
+        "age_s": max(drill.age_s for drill in best) if weakest is not None else None,
+        "rebuild_bytes_per_s": min(drill.rebuild_bytes_per_s for drill in best) if weakest is not None else 0,
+        "stripes": sum(drill.stripes for drill in last),
+        "patterns": sum(drill.patterns for drill in last),
+        "columns": sum(drill.columns for drill in last),
+        "failures": sum(drill.failures for drill in last),
+        "problem": next((drill.problem for drill in failed), ""),
+        "drilled_step": drilled.step if drilled is not None else None,
+        "drills": min((drill.drills for drill in last), default=0),
+        "running": any(drill.running for drill in last),
+    }

@@ -108,8 +108,8 @@ class Node:
             case events.ClientSaid(client, message):
                 if client in self.clients:
                     self.client_side.said(client, message)
-            case events.ChunksScrubbed(memory, snapshot) | events.ChunkRepaired(memory, snapshot):
-                if (parts := self.registry.owner(memory, snapshot)) is not None:
+            case events.ChunksScrubbed() | events.ChunkRepaired() | events.StripeDrilled():
+                if (parts := self.registry.owner(event.memory, event.snapshot)) is not None:
                     parts.healing.done(event)
             case _:
                 self._work_done(event)
@@ -225,8 +225,8 @@ class Node:
                 self.sums.arrived(header, digest)
         elif parts is None or header.sender >= len(self.ctx.config.nodes):
             self.ctx.emit(DropFrames((key_of(header),)))
-        elif header.reading and parts.healing.repair.expects(header):
-            parts.healing.repair.arrived(header, digest)
+        elif header.reading and parts.healing.expects(header):
+            parts.healing.arrived(header, digest)
         elif header.reading:
             parts.rebuild.arrived(header, digest, chunk_bytes=self.ctx.config.chunk_bytes)
         else:

@@ -89,7 +89,9 @@ class Offers:
             if not self.peers.settled and self.ctx.now_ns < query.deadline_ns:
                 continue
             parts = self.registry.get(query.job)
-            own = report.job_report(parts.job, parts.rebuild) if parts is not None else None
+            own = (
+                report.job_report(parts.job, parts.rebuild, parts.healing.drill.shown()) if parts is not None else None
+            )
             decided = self.collector.decide(query, parts.job if parts is not None else None, own)
             if decided is None:
                 continue  # a layout is being fetched

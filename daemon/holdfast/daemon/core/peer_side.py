@@ -20,7 +20,7 @@ from holdfast.daemon.core.restoring import Restoring
 from holdfast.daemon.core.slot import COMPLETE
 from holdfast.daemon.core.sums import Sums
 from holdfast.protocol import limits, messages
-from holdfast.protocol.health import ChunkSuspected, FingerprintsGiven, WantFingerprints
+from holdfast.protocol.health import ChunkSuspected, DrillAsked, FingerprintsGiven, WantFingerprints
 from holdfast.protocol.ids import SnapshotId
 
 
@@ -117,6 +117,8 @@ class PeerSide:
                 self.collector.ask(job, request, node)
             case messages.RestoreDecided():
                 self.restoring.decided(message)
+            case DrillAsked(stripes, pass_on):
+                self.asks.drill_here(stripes, pass_on=pass_on)
             case messages.RebuildAsked(target):
                 self.asks.rebuild(target)
             case messages.StatusWanted(request):

@@ -62,7 +62,7 @@ class Registry:
 
     def heartbeat(self) -> messages.Heartbeat:
         """What this node says of itself."""
-        reports = [report.job_report(parts.job, parts.rebuild) for parts in self]
+        reports = [report.job_report(parts.job, parts.rebuild, parts.healing.drill.shown()) for parts in self]
         return report.heartbeat(self.ctx, self.arena, reports)
 
     def status(self) -> dict[str, object]:

@@ -9,17 +9,19 @@ from typing import Any
 from holdfast.daemon.core.arena import Arena
 from holdfast.daemon.core.collector import lost_by_group
 from holdfast.daemon.core.context import Context
-from holdfast.daemon.core.health import damage_verdict, resting_row
+from holdfast.daemon.core.health import damage_verdict, drill_row, resting_row
 from holdfast.daemon.core.job import Job
 from holdfast.daemon.core.peers import Peers
 from holdfast.daemon.core.rebuild import Rebuild
 from holdfast.daemon.core.slot import COMPLETE, Phase
+from holdfast.protocol.health import DrillReport
+from holdfast.protocol.ids import SnapshotId
 from holdfast.protocol.messages import Heartbeat, JobReport
 
 VERDICTS = ("HEALTHY", "DEGRADED", "UNPROTECTED", "LOST")  # from good to bad
 
 
-def job_report(job: Job, rebuild: Rebuild) -> JobReport:
+def job_report(job: Job, rebuild: Rebuild, drill: DrillReport) -> JobReport:
     """What this node knows and holds of one job."""
     chunk_bytes = job.ctx.config.chunk_bytes
     return JobReport(
@@ -43,6 +45,7 @@ def job_report(job: Job, rebuild: Rebuild) -> JobReport:
         digest_failures=job.digest_failures,
         health=job.health.report(job.ctx.now_ns),
         pace=job.pace_report(),
+        drill=drill,
     )
 
 
@@ -133,6 +136,7 @@ def _node_row(ctx: Context, peers: Peers, own: Heartbeat, node: int) -> dict[str
             "ranks": list(report.roles),
             "digest_failures": report.digest_failures,
             **resting_row([report]),
+            "drill": drill_row([[report]]),
         }
         for report in (beat.jobs if beat else ())
     }
@@ -155,26 +159,8 @@ def _job_row(ctx: Context, peers: Peers, own: Heartbeat, job: Job | None, name: 
     mine = next((report for report in own.jobs if report.job == name), None)
     if mine is not None:
         reports[ctx.node] = mine
-    attempt = max(report.attempt for report in reports.values())
     committed = max((report.committed for report in reports.values() if report.committed), default=None)
-    row: dict[str, Any] = {
-        "name": name,
-        "attempt": attempt,
-        "committed_step": committed.step if committed else None,
-        "committed_attempt": committed.attempt if committed else None,
-        "ranks": sum(len(report.roles) for report in reports.values()),
-        "closed": all(report.closed for report in reports.values() if report.roles or report.closed)
-        and any(report.closed for report in reports.values()),
-        "protect_s": max(report.protect_s for report in reports.values()),
-        "digest_failures": sum(report.digest_failures for report in reports.values()),
-        **resting_row(list(reports.values())),
-        "every": job.every if job is not None else 0,
-        "lost_nodes": [],
-        "snapshot_bytes": None,
-        "more_losses": None,
-        "verdict": "UNPROTECTED",
-        "reason": "nothing is committed yet",
-    }
+    row = _bare_job_row(name, reports, committed) | {"every": job.every if job is not None else 0}
     layout_id = job.committed_layout_id if job is not None and job.committed == committed else None
     if committed is None or job is None or layout_id not in job.layouts.known:
         if committed is not None:
@@ -200,11 +186,47 @@ def _job_row(ctx: Context, peers: Peers, own: Heartbeat, job: Job | None, name: 
     if damaged:
         worst_damaged = max(len(set(nodes) | damaged & set(group)) for group, nodes in by_group.items())
         worst = max(worst, min(worst_damaged, max(geometry.parity_count, 1)))
-        verdict, reason = damage_verdict(geometry.parity_count, worst, [ctx.name_of(node) for node in sorted(damaged)])
-        row["verdict"] = max(row["verdict"], verdict, key=VERDICTS.index)
-        row["reason"] = "; ".join(text for text in (row["reason"], reason) if text)
+        _worsen(row, *damage_verdict(geometry.parity_count, worst, [ctx.name_of(node) for node in sorted(damaged)]))
     row["more_losses"] = max(geometry.parity_count - worst, 0)
+    row["drill"] = drill_row(
+        [
+            [reports[node] for node in group if node in reports]
+            for group in geometry.placement.groups
+            if set(group) & geometry.participants
+        ]
+    )
+    if row["drill"]["failures"] and row["drill"]["drilled_step"] == committed.step:
+        _worsen(row, "DEGRADED", f"the drill failed: {row['drill']['problem']}")
     return row
+
+
+def _bare_job_row(name: str, reports: dict[int, JobReport], committed: SnapshotId | None) -> dict[str, Any]:
+    """What can be said of a job without knowing its layout."""
+    attempt = max(report.attempt for report in reports.values())
+    return {
+        "name": name,
+        "attempt": attempt,
+        "committed_step": committed.step if committed else None,
+        "committed_attempt": committed.attempt if committed else None,
+        "ranks": sum(len(report.roles) for report in reports.values()),
+        "closed": all(report.closed for report in reports.values() if report.roles or report.closed)
+        and any(report.closed for report in reports.values()),
+        "protect_s": max(report.protect_s for report in reports.values()),
+        "digest_failures": sum(report.digest_failures for report in reports.values()),
+        **resting_row(list(reports.values())),
+        "drill": None,
+        "lost_nodes": [],
+        "snapshot_bytes": None,
+        "more_losses": None,
+        "verdict": "UNPROTECTED",
+        "reason": "nothing is committed yet",
+    }
+
+
+def _worsen(row: dict[str, Any], verdict: str, reason: str) -> None:
+    """Take the worse of two verdicts, and both reasons."""
+    row["verdict"] = max(row["verdict"], verdict, key=VERDICTS.index)
+    row["reason"] = "; ".join(text for text in (row["reason"], reason) if text)
 
 
 def _job_verdict(parity_count: int, worst: int, lost: list[str]) -> tuple[str, str]:

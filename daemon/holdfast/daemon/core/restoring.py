@@ -59,7 +59,9 @@ class Restoring:
             if not self.collector.ready(query):
                 continue
             parts = self.registry.get(query.job)
-            own = report.job_report(parts.job, parts.rebuild) if parts is not None else None
+            own = (
+                report.job_report(parts.job, parts.rebuild, parts.healing.drill.shown()) if parts is not None else None
+            )
             decided = self.collector.decide(query, parts.job if parts else None, own)
             if decided is None:
                 continue

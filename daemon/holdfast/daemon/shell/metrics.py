@@ -41,6 +41,11 @@ METRICS: dict[str, tuple[str, str]] = {
     "holdfast_repaired_chunks_total": ("counter", "Resting chunks that were wrong and were repaired, over all nodes."),
     "holdfast_disagreeing_stripes_total": ("counter", "Stripes whose parity was not that of their data."),
     "holdfast_scrub_age_seconds": ("gauge", "Since a whole pass over resting memory ended, on the slowest node."),
+    "holdfast_drill_proven_step": ("gauge", "Newest step that a drill proved to be recoverable."),
+    "holdfast_drill_survives": ("gauge", "Node losses per group that it was proven to survive."),
+    "holdfast_drill_age_seconds": ("gauge", "Since that was proven."),
+    "holdfast_drill_failures": ("gauge", "What the last drills found wrong, over all nodes."),
+    "holdfast_drill_rebuild_bytes_per_second": ("gauge", "Lost bytes rebuilt per second in that drill."),
     "holdfast_commits_total": ("counter", "Snapshots that this node saw commit."),
     "holdfast_abandoned_total": ("counter", "Snapshots that this node gave up."),
     "holdfast_sent_bytes_total": ("counter", "Chunk bytes handed to the network, for parity and for rebuilds."),
@@ -213,6 +218,16 @@ def _gauges(status: Mapping[str, Any], own: Mapping[str, Any]) -> Iterable[tuple
         ):
             if job.get(key) is not None:
                 yield name, labels, job[key]
+        drill = job.get("drill") or {}
+        for name, key in (
+            ("holdfast_drill_proven_step", "proven_step"),
+            ("holdfast_drill_survives", "survives"),
+            ("holdfast_drill_age_seconds", "age_s"),
+            ("holdfast_drill_failures", "failures"),
+            ("holdfast_drill_rebuild_bytes_per_second", "rebuild_bytes_per_s"),
+        ):
+            if drill.get(key) is not None:
+                yield name, labels, drill[key]
     for node in status["nodes"]:
         labels = (("node", node["name"]),)
         yield "holdfast_node_up", labels, node["state"] == "up"

@@ -1,7 +1,8 @@
-"""Reading and repairing resting chunks, on a thread that steps back for everything else.
+"""Reading, repairing and drilling with resting chunks, on a thread that steps back for everything else.
 
-Covers carrying out `ScrubChunks` and `RepairChunk`. The thread has the lowest priority that the kernel gives, and
-pauses after each order so that it uses no more than its share of one core: training and protection come first.
+Covers carrying out `ScrubChunks`, `RepairChunk` and `DrillStripe`. The thread has the lowest priority that the kernel
+gives, and pauses after each order so that it uses no more than its share of one core: training and protection come
+first.
 """
 
 import logging
@@ -16,6 +17,7 @@ from holdfast.coding import CodeParams, Engine, chunk_digest, decode_matrix, par
 from holdfast.daemon.core import actions, events
 from holdfast.daemon.core.health import Resting
 from holdfast.daemon.shell.arena import ArenaMemory, SlotMemory
+from holdfast.daemon.shell.drilling import drill
 from holdfast.daemon.shell.network import BulkPlane
 from holdfast.protocol.config import ClusterConfig
 from holdfast.protocol.exit_codes import ExitCode
@@ -48,7 +50,7 @@ class Scrubber:
     def order(self, action: actions.Action) -> bool:
         """Queue the work of an action; False if it is none of ours. The core orders one batch after the other."""
         match action:
-            case actions.ScrubChunks() | actions.RepairChunk():
+            case actions.ScrubChunks() | actions.RepairChunk() | actions.DrillStripe():
                 self._thread.submit(self._guarded, action)
             case _:
                 return False
@@ -59,13 +61,16 @@ class Scrubber:
         self._stopping.set()
         self._thread.shutdown(wait=True, cancel_futures=True)
 
-    def _guarded(self, action: actions.ScrubChunks | actions.RepairChunk) -> None:
+    def _guarded(self, action: actions.ScrubChunks | actions.RepairChunk | actions.DrillStripe) -> None:
         try:
             if isinstance(action, actions.RepairChunk):
                 self._repair(action)
                 return
             started_ns = time.thread_time_ns()
-            self._scrub(action)
+            if isinstance(action, actions.DrillStripe):
+                self._drill(action)
+            else:
+                self._scrub(action)
             worked_s = (time.thread_time_ns() - started_ns) / 1e9
             self._stopping.wait(min(_PAUSE_S_MAX, worked_s * self._pause_per_s))
         except Exception:  # the edge of this thread: a bug here must be seen
@@ -88,6 +93,23 @@ class Scrubber:
                 fingerprints.append(self._engine.fingerprint(chunk) if right else b"")
         found = events.ChunksScrubbed(action.memory, action.snapshot, action.ticket, tuple(bad), tuple(fingerprints))
         self._report(found)
+
+    def _drill(self, action: actions.DrillStripe) -> None:
+        slot = self._arena.get(action.memory)
+        payloads = [self._bulk.payload(key) for _, key in action.sources]
+        chunks = {p: payload for (p, _), payload in zip(action.sources, payloads, strict=True) if payload is not None}
+        if slot is None or len(chunks) < len(payloads):
+            return
+        position, own, digest = action.own
+        chunks[position] = memoryview(bytes(self._chunk(slot, own.kind, own.chunk)))  # it may be given up meanwhile
+        found = drill(self._engine, self._params, action, chunks, own_good=chunk_digest(chunks[position]) == digest)
+        self._bulk.drop(tuple(key for _, key in action.sources))
+        wrong, coded_ns = found
+        self._report(
+            events.StripeDrilled(
+                action.memory, action.snapshot, action.stripe, wrong, coded_ns, pattern_count=len(action.patterns)
+            )
+        )
 
     def _chunk(self, slot: SlotMemory, kind: str, chunk: int) -> memoryview:
         source = slot.data if kind == "data" else slot.parity
