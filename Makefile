@@ -6,13 +6,17 @@ PIP_ARGS ?=
 BIN     = $(VENV)/bin
 READY   = $(VENV)/.ready
 
-.PHONY: demo test lint format bench clean
+.PHONY: demo test slurm-test lint format bench clean
 
 demo: $(READY)
 	$(BIN)/holdfast demo
 
 test: lint
 	$(BIN)/python -m pytest
+
+# A real Slurm on this machine, four minutes. As root, with Debian's slurm-wlm and munge installed.
+slurm-test: $(READY)
+	$(BIN)/python -m pytest -m slurm tests/slurm
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

@@ -1,9 +1,11 @@
-"""`holdfast config check` and `config show`: a config file read as a daemon would read it, without starting one."""
+"""`holdfast config`: a config file read as a daemon would read it, without starting one; or made from a Slurm job."""
 
 import argparse
 import os
+import socket
 from pathlib import Path
 
+from holdfast.cli import slurm
 from holdfast.cli.arguments import Subparsers, add_json_flag
 from holdfast.cli.output import emit, emit_json, pairs, table
 from holdfast.protocol.config import ConfigError, LoadedConfig, config_digest, parse_config
@@ -13,7 +15,7 @@ from holdfast.protocol.trust import exposed_nodes
 
 CONFIG_FILE_BYTES_MAX = 4 << 20  # 4096 nodes take less than 1 MiB; what is larger is another kind of file
 
-_SHOWN_AS_SIZE = {"memory.budget", "memory.chunk_bytes"}
+_SHOWN_AS_SIZE = {"memory.budget", "memory.chunk_bytes", "scrub.bandwidth"}
 _SHOWN_WHEN_NONE = {
     "memory.budget": "auto",
     "security.keys_dir": "none",
@@ -33,10 +35,20 @@ def add_parser(subparsers: Subparsers) -> None:
         part = parts.add_parser(name, help=summary, description=summary)
         part.add_argument("file", type=Path, metavar="FILE", help="the cluster's TOML file")
         add_json_flag(part)
+    from_slurm = parts.add_parser(
+        "slurm",
+        help="print the config of this Slurm job, or --write it for this host's daemon",
+        description="The config of this Slurm job's hosts. With --write it goes where 'holdfast daemon --from-slurm' "
+        "on this host reads it; 'holdfast upgrade' then takes it up.",
+    )
+    slurm.add_options(from_slurm)
+    from_slurm.add_argument("--write", action="store_true", help="replace the config of this host's daemon")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run `config check` or `config show`."""
+    """Run `config check`, `config show` or `config slurm`."""
+    if args.part == "slurm":
+        return _slurm(args)
     if args.part == "check":
         return _check(args.file, as_json=args.json)
     loaded = read_config(args.file)
@@ -74,6 +86,16 @@ def read_config(file: Path) -> LoadedConfig:
             ExitCode.USAGE, f"{file} is not UTF-8 text (byte {error.start}); give the path of the cluster's TOML file"
         ) from error
     return parse_config(text, origin=str(file), environment=os.environ)
+
+
+def _slurm(args: argparse.Namespace) -> int:
+    allocation = slurm.read_allocation(os.environ, host=socket.gethostname().partition(".")[0])
+    text, assigned = slurm.text_of(args, allocation)
+    if args.write and allocation.own in assigned:
+        emit(str(slurm.write_config(slurm.folder_of(args, allocation), allocation.own, text)))
+    elif not args.write:
+        emit(text.rstrip())
+    return int(ExitCode.DONE)
 
 
 def _check(file: Path, *, as_json: bool) -> int:

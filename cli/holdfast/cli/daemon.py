@@ -1,6 +1,8 @@
 """`holdfast daemon`: become the keeper of one node, which starts the worker.
 
-Covers finding the config, the node and the socket. The daemon's room is started by module name, never imported.
+Covers finding the config, the node and the socket, also from a Slurm allocation. The daemon's room is started by
+module name, never imported.
+
 """
 
 import argparse
@@ -10,6 +12,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from holdfast.cli import slurm
 from holdfast.cli.arguments import Subparsers
 from holdfast.cli.config import read_config
 from holdfast.protocol.config import ClusterConfig
@@ -22,13 +25,25 @@ KEEPER = "holdfast.daemon.keeper"
 def add_parser(subparsers: Subparsers) -> None:
     """Add the verb."""
     parser = subparsers.add_parser("daemon", help="run one node: keeper and worker")
-    parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="the cluster's config")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--config", type=Path, metavar="FILE", help="the cluster's config")
+    source.add_argument("--from-slurm", action="store_true", help="make the config from the Slurm job's hosts")
     parser.add_argument("--node", metavar="NAME", help="which node of the config this is; default: by host name")
     parser.add_argument("--socket", type=Path, metavar="PATH", help="the Unix socket for trainers and commands")
+    slurm.add_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Check everything that can be checked here, then become the keeper. Returns only by an error."""
+    """Check everything that can be checked here, then become the keeper. Returns only by an error or for a spare."""
+    if args.from_slurm and not _take_slurm(args):
+        return int(ExitCode.DONE)
+    command = _command(args)
+    sys.stdout.flush()
+    return os.execv(command[0], command)  # noqa: S606  # our own interpreter, no shell
+
+
+def _command(args: argparse.Namespace) -> list[str]:
+    """The keeper's command line, once nothing more can be refused here."""
     config = read_config(args.config).config
     node = args.node or node_of_host(config, _host_names())
     if node not in [known.name for known in config.nodes]:
@@ -36,9 +51,21 @@ def run(args: argparse.Namespace) -> int:
         raise OperatorError(ExitCode.USAGE, f"--node: expected one of {names}, found {node!r}")
     refuse_exposure(config)
     path = (args.socket or socket_of(config, node, os.environ)).absolute()
-    command = keeper_command(args.config.absolute(), node, path)
-    sys.stdout.flush()
-    os.execv(command[0], command)  # noqa: S606  # our own interpreter, no shell
+    return keeper_command(args.config.absolute(), node, path)
+
+
+def _take_slurm(args: argparse.Namespace) -> bool:
+    """Write the config of the Slurm allocation and name this host's node and socket. False: this host is a spare."""
+    allocation = slurm.read_allocation(os.environ, host=_host_names()[-1])
+    text, assigned = slurm.text_of(args, allocation)
+    if allocation.own not in assigned:
+        sys.stderr.write(f"{allocation.own} is a spare of job {allocation.job_id}: no daemon is needed here yet\n")
+        return False
+    folder = slurm.folder_of(args, allocation)
+    args.config = slurm.write_config(folder, allocation.own, text)
+    args.node = args.node or f"n{assigned.index(allocation.own)}"
+    args.socket = args.socket or folder / slurm.socket_name(allocation.own)
+    return True
 
 
 def keeper_command(config_file: Path, node: str, socket_path: Path) -> list[str]:
