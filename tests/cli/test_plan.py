@@ -159,3 +159,45 @@ def test_every_size_has_an_answer_or_a_refusal(
     assert status == (ExitCode.DONE if node_count > parity else ExitCode.USAGE)
     assert bool(captured.out) == (status == ExitCode.DONE)
     assert "nan" not in captured.out
+
+
+def test_the_smallest_parity_for_a_wanted_chance(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["plan", "--nodes", "64", "--image-gib", "80", "--link-gb-s", "25", "--json"]
+
+    def smallest(wanted: str) -> dict[str, float | None]:
+        assert main([*words, "--wanted-loss", wanted]) == ExitCode.DONE
+        found: dict[str, float | None] = json.loads(capsys.readouterr().out)["smallest_parity"]
+        return found
+
+    parities = []
+    for wanted in ("0.5", "0.001", "1e-6", "1e-9"):
+        found = smallest(wanted)
+        parity, chance = found["parity"], found["loss_per_year"]
+        assert parity is not None
+        assert chance is not None
+        assert chance <= float(wanted)
+        parities.append(int(parity))
+        assert main([*words, "--parity", str(parities[-1] - 1)]) == ExitCode.DONE
+        assert json.loads(capsys.readouterr().out)["odds"]["loss_per_year"] > float(wanted)  # one less is not enough
+    assert parities == sorted(parities)
+    assert parities[0] == 1
+    assert (
+        main(["plan", "--nodes", "2", "--parity", "1", "--image-gib", "1", "--wanted-loss", "1e-12"]) == ExitCode.DONE
+    )
+    assert "none is enough" in capsys.readouterr().out
+
+
+def test_a_trace_is_replayed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trace = tmp_path / "trace.csv"
+    trace.write_text("1,0\n1.1,1\n1.2,2\n50,3\n")
+    words = ["plan", "--nodes", "8", "--image-gib", "1", "--replace-s", "3600", "--trace", str(trace)]
+    assert main([*words, "--parity", "2"]) == ExitCode.DONE
+    text = capsys.readouterr().out
+    assert "4 of nodes in 2.1 days" in text
+    assert "3 of a group at most; parity is 2" in text
+    assert "state lost 1 time" in text
+    assert main([*words, "--parity", "3", "--json"]) == ExitCode.DONE
+    assert json.loads(capsys.readouterr().out)["trace"]["state_losses"] == 0
+    trace.write_text("1,9\n")
+    assert main(words) == ExitCode.USAGE
+    assert "line 1: expected a node from 0 to 7, found 9; give a file" in capsys.readouterr().err

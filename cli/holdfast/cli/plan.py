@@ -13,6 +13,7 @@ from holdfast.cli.arguments import Subparsers, above_zero, add_json_flag, whole
 from holdfast.cli.output import emit, emit_json, pairs
 from holdfast.protocol import survival
 from holdfast.protocol.exit_codes import ExitCode, OperatorError
+from holdfast.protocol.failure_trace import Loss, read_trace, replay
 from holdfast.protocol.limits import NODE_COUNT_MAX
 from holdfast.protocol.placement import GROUP_SIZE_MAX, Placement, place
 from holdfast.protocol.settings import SLOTS_MAX, SLOTS_MIN
@@ -22,6 +23,8 @@ from holdfast.protocol.settings import SLOTS_MAX, SLOTS_MIN
 MTBF_H_DEFAULT = 6334.0
 REPLACE_S_DEFAULT = 600.0  # until a spare machine has taken a lost node's slot
 DOMAINS_FILE_BYTES_MAX = 1 << 20
+TRACE_FILE_BYTES_MAX = 64 << 20
+LOSSES_LISTED_MAX = 100  # of a trace, with their times, in --json
 GROUPS_SHOWN_MAX = 8  # --json lists all
 CHANCE_SHOWN_MIN = 1e-9  # what the model leaves out (whole domains, software) is likelier than that
 
@@ -42,6 +45,8 @@ class Question:
     link_bytes_per_s: float | None
     step_s: float | None
     snapshot_s: float | None
+    wanted_loss: float | None = None
+    trace: tuple[Loss, ...] = ()
 
     @property
     def size(self) -> int:
@@ -89,6 +94,8 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     add("--step-s", type=above_zero(1e6), metavar="S", help="seconds of one training step")
     add("--snapshot-s", type=above_zero(1e6), metavar="T", help="seconds that one snapshot holds training up")
+    add("--wanted-loss", type=above_zero(1.0), metavar="P", help="the chance per year to lose state that is acceptable")
+    add("--trace", type=Path, metavar="FILE", help="replay node losses, a line HOURS,NODE each (nodes from 0)")
     add("--domains", metavar="FILE|D", help="failure domains: a file with one per node and line, or how many there are")
     add_json_flag(parser)
 
@@ -105,6 +112,8 @@ def run(args: argparse.Namespace) -> int:
         link_bytes_per_s=None if args.link_gb_s is None else args.link_gb_s * 1e9,
         step_s=args.step_s,
         snapshot_s=args.snapshot_s,
+        wanted_loss=args.wanted_loss,
+        trace=() if args.trace is None else _trace(args.trace, args.nodes),
     )
     answer = answer_of(question)
     if args.json:
@@ -129,6 +138,8 @@ def answer_of(question: Question) -> dict[str, object]:
         "traffic": _traffic(question),
         "odds": _odds(question),
         "interval": _interval(question),
+        "smallest_parity": _smallest_parity(question),
+        "trace": _replayed(question),
         "warnings": list(report.warnings),
     }
 
@@ -163,14 +174,7 @@ def _odds(question: Question) -> dict[str, float]:
     repair_s = question.replace_s + rebuild_s
 
     def loss_within(time_h: float) -> float:
-        expected = survival.losses_expected(
-            time_h,
-            group_sizes=[len(group) for group in question.placement.groups],
-            parity=question.placement.parity,
-            mtbf_h=question.mtbf_h,
-            repair_h=repair_s / 3600,
-        )
-        return survival.loss_probability(expected)
+        return _loss_within(time_h, question.placement, mtbf_h=question.mtbf_h, repair_s=repair_s)
 
     per_day, per_year = loss_within(survival.HOURS_PER_DAY), loss_within(survival.HOURS_PER_YEAR)
     return {
@@ -181,6 +185,51 @@ def _odds(question: Question) -> dict[str, float]:
         "loss_per_year": per_year,
         "survival_per_day": 1 - per_day,
         "survival_per_year": 1 - per_year,
+    }
+
+
+def _loss_within(time_h: float, placement: Placement, *, mtbf_h: float, repair_s: float) -> float:
+    expected = survival.losses_expected(
+        time_h,
+        group_sizes=[len(group) for group in placement.groups],
+        parity=placement.parity,
+        mtbf_h=mtbf_h,
+        repair_h=repair_s / 3600,
+    )
+    return survival.loss_probability(expected)
+
+
+def _smallest_parity(question: Question) -> dict[str, float | int | None] | None:
+    """The smallest parity whose chance to lose state within a year is as small as wanted; None: no parity is enough."""
+    if question.wanted_loss is None:
+        return None
+    domains, size = question.placement.domains, question.placement.group_size
+    for parity in range(min(size, len(domains))):
+        placement = place(domains, group_size=size, parity=parity)
+        smallest = min(len(group) for group in placement.groups)
+        if smallest <= parity:
+            break
+        rebuilt = survival.rebuilt_bytes(question.image_bytes, size=smallest, parity=parity) if parity else 0
+        repair_s = question.replace_s + (question.seconds_for(rebuilt) or 0.0)
+        chance = _loss_within(survival.HOURS_PER_YEAR, placement, mtbf_h=question.mtbf_h, repair_s=repair_s)
+        if chance <= question.wanted_loss:
+            node_bytes = survival.held_bytes(question.image_bytes, size=smallest, parity=parity, slots=question.slots)
+            return {"wanted": question.wanted_loss, "parity": parity, "loss_per_year": chance, "node_bytes": node_bytes}
+    return {"wanted": question.wanted_loss, "parity": None, "loss_per_year": None, "node_bytes": None}
+
+
+def _replayed(question: Question) -> dict[str, object] | None:
+    """The trace's losses against this placement, each node back after its replacement and rebuild."""
+    if not question.trace:
+        return None
+    placement, repair_s = question.placement, _odds(question)["repair_s"]
+    found = replay(question.trace, groups=placement.groups, parity=placement.parity, repair_h=repair_s / 3600)
+    return {
+        "node_losses": found.node_losses,
+        "hours": found.hours,
+        "worst_in_a_group": found.worst,
+        "state_losses": len(found.state_losses),
+        "state_losses_h": list(found.state_losses[:LOSSES_LISTED_MAX]),
     }
 
 
@@ -200,7 +249,28 @@ def _interval(question: Question) -> dict[str, float | str | None] | None:
             limit = "step"
         interval_s = steps * question.step_s
     wasted = survival.waste(interval_s, snapshot_s=question.snapshot_s, mtbf_s=question.job_mtbf_s)
-    return {"young_s": best_s, "interval_s": interval_s, "every": steps, "limit": limit, "waste": wasted}
+    daly_s = survival.daly_interval_s(question.snapshot_s, mtbf_s=question.job_mtbf_s)
+    return {
+        "young_s": best_s,
+        "daly_s": daly_s,
+        "interval_s": interval_s,
+        "every": steps,
+        "limit": limit,
+        "waste": wasted,
+    }
+
+
+def _trace(file: Path, node_count: int) -> tuple[Loss, ...]:
+    try:
+        with file.open("rb") as stream:
+            content = stream.read(TRACE_FILE_BYTES_MAX + 1)
+        if len(content) > TRACE_FILE_BYTES_MAX:
+            raise ValueError(f"expected at most {TRACE_FILE_BYTES_MAX >> 20} MiB")
+        return tuple(read_trace(content.decode("utf-8"), node_count=node_count))
+    except (OSError, ValueError) as error:
+        raise OperatorError(
+            ExitCode.USAGE, f"--trace: can't use {file}: {error}; give a file with one HOURS,NODE per line"
+        ) from error
 
 
 def _domains(given: str | None, node_count: int) -> list[str]:
@@ -240,6 +310,10 @@ def _as_text(question: Question, answer: Mapping[str, object]) -> str:
         ("Each node needs", _cost_rows(question)),
         ("State would be lost", _odds_rows(question)),
     ]
+    if question.wanted_loss is not None:
+        sections.append(("For the chance that is wanted", _wanted_rows(question)))
+    if question.trace:
+        sections.append(("The trace", _trace_rows(question)))
     if question.snapshot_s is not None:
         sections.append(("A snapshot is worth taking", _interval_rows(question)))
     text = "\n\n".join(f"{title}\n{pairs(rows)}" for title, rows in sections)
@@ -306,6 +380,29 @@ def _odds_rows(question: Question) -> list[tuple[str, str]]:
         ("in a day", _chance(odds["loss_per_day"])),
         ("in a year", _chance(odds["loss_per_year"])),
         ("assuming", assumed),
+    ]
+
+
+def _wanted_rows(question: Question) -> list[tuple[str, str]]:
+    found = _smallest_parity(question)
+    assert found is not None
+    wanted = f"{_chance(question.wanted_loss or 0.0)} in a year"
+    if found["parity"] is None:
+        return [("wanted", wanted), ("parity", "none is enough in groups of this size: replace nodes sooner")]
+    reached = f"{found['parity']}: {_chance(found['loss_per_year'] or 0.0)}, {_gib(found['node_bytes'] or 0)} per node"
+    return [("wanted", wanted), ("parity", reached)]
+
+
+def _trace_rows(question: Question) -> list[tuple[str, str]]:
+    found = _replayed(question)
+    assert found is not None
+    hours = found["hours"]
+    assert isinstance(hours, float)
+    lost = found["state_losses"]
+    return [
+        ("losses", f"{found['node_losses']} of nodes in {_duration(hours * 3600)}"),
+        ("at once", f"{found['worst_in_a_group']} of a group at most; parity is {question.placement.parity}"),
+        ("outcome", "all survived" if not lost else f"state lost {_count(int(str(lost)), 'time')}"),
     ]
 
 
