@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from holdfast.cli.config import CONFIG_FILE_BYTES_MAX
 from holdfast.cli.main import main
+from holdfast.coding import select_engine
 from holdfast.protocol.exit_codes import ExitCode
 from holdfast.protocol.settings import SETTINGS
 
@@ -25,30 +26,31 @@ domain = "rack-2"
 """
 
 SHOWN = """\
-setting              value      from
-cluster.name         tiny       file c.toml
-cluster.parity       1          file c.toml
-cluster.group_size   8          default
-cluster.epoch        3          environment HOLDFAST_CLUSTER_EPOCH
-memory.budget        8GiB       file c.toml
-memory.slots         2          default
-memory.chunk_bytes   1MiB       default
-memory.closed_job_s  86400      default
-security.keys_dir    none       default
-http.address         off        default
-http.allow_remote    false      default
-daemon.socket        /run/x     environment HOLDFAST_SOCKET
-daemon.socket_group  none       default
-scrub.period_s       600        default
-scrub.bandwidth      256MiB     default
-scrub.cpu_percent    5          default
-daemon.engine        auto       default
+setting              value   from
+cluster.name         tiny    file c.toml
+cluster.parity       1       file c.toml
+cluster.group_size   8       default
+cluster.epoch        3       environment HOLDFAST_CLUSTER_EPOCH
+memory.budget        8GiB    file c.toml
+memory.slots         2       default
+memory.chunk_bytes   1MiB    default
+memory.closed_job_s  86400   default
+security.keys_dir    none    default
+http.address         off     default
+http.allow_remote    false   default
+daemon.socket        /run/x  environment HOLDFAST_SOCKET
+daemon.socket_group  none    default
+scrub.period_s       600     default
+scrub.bandwidth      256MiB  default
+scrub.cpu_percent    5       default
+daemon.engine        auto    default
 
 node  name  address         domain  group
 0     a     h1:7000         a       0
 1     b     [fd00::2]:7000  rack-2  0
 
 digest  20c02d0c24b92dae  (equal on all nodes of a cluster)
+engine  {name} on this machine ({detail})
 """
 
 
@@ -104,7 +106,8 @@ def test_show_gives_every_value_and_its_origin(
     monkeypatch.setenv("HOLDFAST_CLUSTER_EPOCH", "3")
     monkeypatch.setenv("HOLDFAST_SOCKET", "/run/x")
     assert main(["config", "show", "c.toml"]) == ExitCode.DONE
-    assert capsys.readouterr().out == SHOWN
+    engine = select_engine()
+    assert capsys.readouterr().out == SHOWN.format(name=engine.name, detail=engine.detail)
 
 
 def test_show_as_json(capsys: pytest.CaptureFixture[str]) -> None:

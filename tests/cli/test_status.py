@@ -62,6 +62,7 @@ def test_render_reads_as_expected() -> None:
             "",
             "  cluster  lab, epoch 1, parity 1",
             "  seen by  a, collector a",
+            "  coding   native",
             "",
             "  job  verdict  committed  ranks  snapshot  protect  more losses",
             "  gpt  HEALTHY  step 7     2      2.0 MiB   0.25 s   1",

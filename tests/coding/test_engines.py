@@ -11,6 +11,7 @@ import mmap
 import threading
 from collections.abc import Sequence
 
+import holdfast.coding.native
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -24,6 +25,7 @@ from holdfast.coding import (
     engine_names,
     parity_matrix,
     select_engine,
+    why_not_native,
 )
 from holdfast.coding.naive import NaiveEngine
 from hypothesis import HealthCheck, given, settings
@@ -299,3 +301,12 @@ def test_names_are_known_best_first_and_the_first_is_the_default() -> None:
 def test_an_unknown_engine_is_refused_with_what_there_is() -> None:
     with pytest.raises(EngineUnavailableError, match=r"'cuda'; known: native, isal, numpy, naive"):
         select_engine("cuda")
+
+
+def test_an_engine_that_is_missing_here_is_refused_with_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(holdfast.coding.native, "_BUILT", False)
+    with pytest.raises(EngineUnavailableError, match=r"native engine is not built here.*usable here: .*numpy, naive"):
+        select_engine("native")
+    assert "not built here" in why_not_native()
+    monkeypatch.undo()
+    assert (why_not_native() == "") == ("native" in engine_names())

@@ -24,4 +24,5 @@ def test_the_list_of_public_names_is_a_promise() -> None:
         "parity_matrix",
         "scaled_fingerprint",
         "select_engine",
+        "why_not_native",
     ]

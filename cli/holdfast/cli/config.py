@@ -8,7 +8,8 @@ from pathlib import Path
 from holdfast.cli import slurm
 from holdfast.cli.arguments import Subparsers, add_json_flag
 from holdfast.cli.output import emit, emit_json, pairs, table
-from holdfast.protocol.config import ConfigError, LoadedConfig, config_digest, parse_config
+from holdfast.coding import EngineUnavailableError, select_engine
+from holdfast.protocol.config import ClusterConfig, ConfigError, LoadedConfig, config_digest, parse_config
 from holdfast.protocol.exit_codes import ExitCode, OperatorError
 from holdfast.protocol.settings import SETTINGS, format_bytes
 from holdfast.protocol.trust import exposed_nodes
@@ -140,6 +141,7 @@ def _as_json(loaded: LoadedConfig) -> dict[str, object]:
     config = loaded.config
     return {
         "digest": config_digest(config),
+        "engine_here": _engine_here(config),
         "values": {
             setting.name: {"value": getattr(config, setting.field), "origin": loaded.origins[setting.name]}
             for setting in SETTINGS
@@ -183,6 +185,20 @@ def _as_text(loaded: LoadedConfig) -> str:
             "",
             table(["node", "name", "address", "domain", "group"], nodes, indent=""),
             "",
-            pairs([("digest", f"{config_digest(config)}  (equal on all nodes of a cluster)")], indent=""),
+            pairs(
+                [
+                    ("digest", f"{config_digest(config)}  (equal on all nodes of a cluster)"),
+                    ("engine", _engine_here(config)),
+                ],
+                indent="",
+            ),
         ]
     )
+
+
+def _engine_here(config: ClusterConfig) -> str:
+    try:
+        engine = select_engine(None if config.engine == "auto" else config.engine)
+    except EngineUnavailableError as error:
+        return f"none on this machine: {error}"
+    return f"{engine.name} on this machine ({engine.detail})"

@@ -111,6 +111,9 @@ def render(status: dict[str, Any]) -> str:
         ("cluster", f"{status['cluster']}, epoch {status['epoch']}, parity {status['parity']}"),
         ("seen by", f"{status['seen_by']}, collector {status['collector']}"),
     ]
+    engines = sorted({node["engine"] for node in status["nodes"] if node["engine"]})
+    if engines:
+        about.append(("coding", ", ".join(engines)))
     blocks = [headline(status), pairs(about)]
     if status["jobs"]:
         rows = [_job_cells(job) for job in status["jobs"]]

@@ -5,7 +5,7 @@ what is not listed here may change.
 """
 
 from holdfast.coding.digest import DIGEST_BYTES, chunk_digest
-from holdfast.coding.engines import Engine, engine_names, select_engine
+from holdfast.coding.engines import Engine, engine_names, select_engine, why_not_native
 from holdfast.coding.errors import (
     BufferMismatchError,
     CodingError,
@@ -38,4 +38,5 @@ __all__ = [
     "parity_matrix",
     "scaled_fingerprint",
     "select_engine",
+    "why_not_native",
 ]

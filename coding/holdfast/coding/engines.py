@@ -91,7 +91,19 @@ def select_engine(name: str | None = None) -> Engine:
             f"unknown coding engine {name!r}; known: {', '.join(_MAKERS)}; usable here: "
             f"{', '.join(engine_names())}. Correct the name or leave it out"
         )
-    return _MAKERS[name]()
+    try:
+        return _MAKERS[name]()
+    except EngineUnavailableError as error:
+        raise EngineUnavailableError(f"{error}; usable here: {', '.join(engine_names())}") from error
+
+
+def why_not_native() -> str:
+    """Why the native engine doesn't run here, empty if it does: for who was given another one without asking."""
+    try:
+        NativeEngine()
+    except EngineUnavailableError as error:
+        return str(error)
+    return ""
 
 
 def _try_make(name: str) -> Engine | None:

@@ -30,7 +30,7 @@ SAMPLE = re.compile(r'^([a-z_]+)(?:\{((?:[a-z]+="[^"\\]*",?)*)\})? (\S+)$')
 
 @pytest.fixture
 def meters() -> Meters:
-    return Meters(chunk_bytes=10, version="1.2.3")
+    return Meters(chunk_bytes=10, version="1.2.3", engine_detail="avx2")
 
 
 def values(meters: Meters) -> dict[str, float]:
@@ -79,6 +79,7 @@ def test_the_status_becomes_gauges(meters: Meters) -> None:
     assert seen['holdfast_memory_bytes{kind="budget"}'] == 8192
     assert seen['holdfast_memory_bytes{kind="process"}'] > 1 << 20
     assert seen['holdfast_build_info{version="1.2.3",engine="native"}'] == 1
+    assert seen['holdfast_engine_info{engine="native",detail="avx2"}'] == 1
     assert seen['holdfast_digest_failures_total{job="gpt"}'] == 3
 
 

@@ -24,6 +24,7 @@ LABEL_SETS_MAX = 1024  # of one metric; jobs and refusal codes are few, and nobo
 # name -> (type, help). Every name that /metrics can show; dashboards and the manual are checked against it.
 METRICS: dict[str, tuple[str, str]] = {
     "holdfast_build_info": ("gauge", "1, with the version and the coding engine of this node as labels."),
+    "holdfast_engine_info": ("gauge", "1, with this node's coding engine and what is behind it as labels."),
     "holdfast_verdict": ("gauge", "0 healthy, 1 degraded, 2 unprotected, 3 lost."),
     "holdfast_node_up": ("gauge", "Whether a node is heard."),
     "holdfast_node_lost_bytes": ("gauge", "Bytes of the committed snapshot that a node should hold and does not."),
@@ -70,8 +71,8 @@ Labels = tuple[tuple[str, str], ...]
 class Meters:
     """This node's counters and histograms. Thread-safe: two threads count, a third one reads."""
 
-    def __init__(self, *, chunk_bytes: int, version: str) -> None:
-        self._chunk_bytes, self._version = chunk_bytes, version
+    def __init__(self, *, chunk_bytes: int, version: str, engine_detail: str = "") -> None:
+        self._chunk_bytes, self._version, self._engine_detail = chunk_bytes, version, engine_detail
         self._lock = threading.Lock()
         self._counters: dict[str, dict[Labels, float]] = {}
         self._histograms: dict[str, dict[Labels, _Histogram]] = {}
@@ -170,6 +171,8 @@ class Meters:
             }
         own = next(node for node in status["nodes"] if node["name"] == status["seen_by"])
         samples["holdfast_build_info"] = {(("version", self._version), ("engine", own["engine"])): 1}
+        detail = self._engine_detail.replace("\\", "\\\\").replace('"', '\\"').replace("\n", " ")  # may hold a path
+        samples["holdfast_engine_info"] = {(("engine", own["engine"]), ("detail", detail)): 1}
         for name, labels, value in _gauges(status, own):
             samples.setdefault(name, {})[labels] = value
         lines: list[str] = []

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 
 import msgspec
-from holdfast.coding import CodeParams, select_engine
+from holdfast.coding import CodeParams, select_engine, why_not_native
 from holdfast.coding.errors import CodingError
 from holdfast.daemon.core import actions, events
 from holdfast.daemon.core.context import Context
@@ -91,9 +91,12 @@ class Worker:
         self.control = ControlPlane(config, node, keys, self.zmq_context)
         self.bulk = BulkPlane(config, node, self.zmq_context, self.inbox.put)
         self.arena = ArenaMemory(link)
-        self.meters = Meters(chunk_bytes=config.chunk_bytes, version=version("holdfast"))
-        self.ledger = LedgerMemory(link)
         engine = select_engine(None if config.engine == "auto" else config.engine)
+        log.info("coding engine %s (%s)", engine.name, engine.detail)
+        if config.engine == "auto" and engine.name != "native":
+            log.warning("coding runs on %s, slower than our own kernel: %s", engine.name, why_not_native())
+        self.meters = Meters(chunk_bytes=config.chunk_bytes, version=version("holdfast"), engine_detail=engine.detail)
+        self.ledger = LedgerMemory(link)
         placement = place([n.domain for n in config.nodes], group_size=config.group_size, parity=config.parity)
         members = len(placement.groups[placement.group_of(node)])
         params = CodeParams(members - config.parity, config.parity)
