@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 CODING_ORDERS = (
     actions.DigestChunks,
     actions.EncodeParity,
-    actions.RebuildStripe,
     actions.VerifyChunks,
     actions.ServeChunk,
     actions.ScrubChunks,
@@ -127,16 +126,17 @@ class Coder:
             case actions.DigestChunks(_, snapshot, first, count):
                 digests = tuple(chunk_digest(self.chunk(held.data, chunk)) for chunk in range(first, first + count))
                 return lambda: events.ChunksDigested(memory, snapshot, first, digests)
-            case actions.VerifyChunks(_, ticket, first, expected):
+            case actions.VerifyChunks(_, ticket, first, expected, kind):
+                resting = held.data if kind == "data" else held.parity
                 bad = tuple(
                     chunk
                     for chunk, digest in enumerate(expected, start=first)
-                    if chunk_digest(self.chunk(held.data, chunk)) != digest
+                    if chunk_digest(self.chunk(resting, chunk)) != digest
                 )
                 return lambda: events.ChunksVerified(memory, ticket, bad)
             case actions.ScrubChunks():
                 return lambda: scrubbed(action, held.data, held.parity, self.worker.machine.config.chunk_bytes)
-            case actions.EncodeParity() | actions.RebuildStripe() | actions.RepairChunk() | actions.DrillStripe():
+            case actions.EncodeParity() | actions.RepairChunk() | actions.DrillStripe():
                 payloads = {position: self.worker.frames.get(key) for position, key in action.sources}
                 if any(payload is None for payload in payloads.values()):
                     return lambda: None
@@ -145,9 +145,7 @@ class Coder:
                     return lambda: self._encode(action, held, sources)
                 if isinstance(action, actions.DrillStripe):
                     return lambda: self._drill(action, held, sources)
-                if isinstance(action, actions.RepairChunk):
-                    return lambda: self._repair(action, held, sources)
-                return lambda: self._rebuild(action, held, sources)
+                return lambda: self._repair(action, held, sources)
             case _:
                 raise AssertionError(action)
 
@@ -209,21 +207,3 @@ class Coder:
     def _repair(self, action: actions.RepairChunk, held: Held, sources: dict[int, bytes]) -> events.Event:
         self._drop(action.sources)
         return repaired(action, held.data, held.parity, self.params, sources)
-
-    def _rebuild(self, action: actions.RebuildStripe, held: Held, sources: Mapping[int, bytes]) -> events.Event:
-        found: dict[int, bytes] = dict(sources)
-        place = self.chunk(held.data if action.kind == "data" else held.parity, action.chunk)
-        if wanted := tuple(position for position, _ in action.missing):
-            available = tuple(sorted([*sources, *action.zero_positions]))
-            chunks = [found.get(position, b"") for position in available]  # absent chunks are zeros
-            for position, row in zip(wanted, decode_rows(self.params, available, wanted), strict=True):
-                found[position] = combine(row, chunks, len(place))
-                if position == action.wanted_position:
-                    place[:] = found[position]
-        bad = tuple(position for position, digest in action.missing if chunk_digest(found[position]) != digest)
-        if action.kind == "parity" and not bad:
-            data = [position for position in sorted(found) if position < self.params.data_count]
-            row = parity_row(self.params, action.wanted_position - self.params.data_count)
-            place[:] = combine([row[position] for position in data], [found[position] for position in data], len(place))
-        self._drop(action.sources)
-        return events.StripeRebuilt(action.memory, action.snapshot, action.stripe, chunk_digest(place), bad)

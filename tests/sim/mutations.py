@@ -9,14 +9,15 @@ import msgspec
 import pytest
 from holdfast.daemon.core import actions, resume
 from holdfast.daemon.core.collector import Collector
+from holdfast.daemon.core.fetch import Fetch, Pursuit, Pursuits
 from holdfast.daemon.core.job import Job
 from holdfast.daemon.core.ledger import LedgerRecord
 from holdfast.daemon.core.memory import Memory
 from holdfast.daemon.core.node import Node
 from holdfast.daemon.core.protect import Protect
-from holdfast.daemon.core.rebuild import Rebuild
 from holdfast.daemon.core.registry import JobParts, Registry
 from holdfast.daemon.core.slot import Phase, Slot
+from holdfast.daemon.core.sums import Sums
 from holdfast.daemon.core.transfer import Arrival, Transfer
 from holdfast.protocol import messages
 from holdfast.protocol.ids import SnapshotId
@@ -108,14 +109,22 @@ def write_the_ledger_last(patch: pytest.MonkeyPatch) -> None:
 
 
 def trust_what_was_rebuilt(patch: pytest.MonkeyPatch) -> None:
-    """Rebuilt chunks that fail their digest are kept."""
-    rebuilt = Rebuild.rebuilt
+    """Chunks that were damaged on their way into a rebuild are kept."""
+    stored, arrived, passed = Fetch.stored, Pursuits.arrived, Sums.arrived
 
-    def trusting(self: Rebuild, memory: Memory, stripe: int, digest: int, bad_positions: tuple[int, ...]) -> None:
-        del bad_positions
-        rebuilt(self, memory, stripe, digest, ())
+    def trusting(self: Fetch, pursuit: Pursuit, digest: int, fingerprint: bytes) -> None:
+        pursuit.digest = digest
+        stored(self, pursuit, digest, fingerprint)
 
-    patch.setattr(Rebuild, "rebuilt", trusting)
+    def take(self: Pursuits, header: messages.ChunkHeader, digest: int) -> None:
+        arrived(self, msgspec.structs.replace(header, digest=digest), digest)
+
+    def pass_on(self: Sums, header: messages.ChunkHeader, digest: int) -> None:
+        passed(self, msgspec.structs.replace(header, digest=digest), digest)
+
+    patch.setattr(Fetch, "stored", trusting)
+    patch.setattr(Pursuits, "arrived", take)
+    patch.setattr(Sums, "arrived", pass_on)
 
 
 def deny_what_was_stated(patch: pytest.MonkeyPatch) -> None:

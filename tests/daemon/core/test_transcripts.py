@@ -14,10 +14,12 @@ from sim.ranks import JobShape
 
 HERE = Path(__file__).parent / "transcripts"
 DEADLINE_S = 60.0
-_SHORTER = (
+_SHORTER: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = (
     (re.compile(r"SnapshotId\(attempt=(\d+), step=(\d+)\)"), r"\2@\1"),  # step@attempt
     (re.compile(r"layout=Layout\(shards=\(.*?\)\), [^)]*\)"), "layout=..."),
     (re.compile(r"digests=b(?:'[^']*'|\"[^\"]*\")"), "digests=..."),
+    (re.compile(r"fingerprint=b(?:'[^']*'|\"[^\"]*\")"), "fingerprint=..."),
+    (re.compile(r"number=(\d+)"), lambda found: f"number={int(found[1]) % (1 << 32)}"),  # without whose life it is
     (re.compile(r"<ExitCode\.(\w+): \d+>"), r"\1"),
     (re.compile(r"(job|text|reason|request)='([^']*)'"), r"\1=\2"),
 )

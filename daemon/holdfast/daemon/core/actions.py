@@ -172,32 +172,14 @@ class EncodeParity:
 
 
 @dataclass(frozen=True, slots=True)
-class RebuildStripe:
-    """Compute one lost chunk from received frames; ends in StripeRebuilt. The frames are dropped afterwards.
-
-    All missing data chunks of the stripe are computed and compared with their digests, also where parity is wanted: a
-    parity chunk is then encoded from data that is known to be right.
-    """
-
-    memory: Memory
-    snapshot: SnapshotId
-    stripe: int
-    sources: tuple[tuple[int, ChunkKey], ...]  # (position, frame)
-    zero_positions: tuple[int, ...]
-    missing: tuple[tuple[int, int], ...]  # (data position, digest that it must have)
-    wanted_position: int
-    kind: Literal["data", "parity"]
-    chunk: int  # data chunk index or parity index, where it goes
-
-
-@dataclass(frozen=True, slots=True)
 class VerifyChunks:
-    """Read resting data chunks and compare with the digests given; ends in ChunksVerified."""
+    """Read resting chunks and compare with the digests given; ends in ChunksVerified."""
 
     memory: Memory
     ticket: int
     first_chunk: int
     digests: tuple[int, ...]
+    kind: Literal["data", "parity"] = "data"
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,7 +259,6 @@ Action = (
     | StoreSum
     | DropFrames
     | EncodeParity
-    | RebuildStripe
     | VerifyChunks
     | ScrubChunks
     | RepairChunk

@@ -106,19 +106,8 @@ class ParityEncoded:
 
 
 @dataclass(frozen=True, slots=True)
-class StripeRebuilt:
-    """A lost chunk was computed into memory. `bad_positions`: rebuilt data chunks that fail their digest."""
-
-    memory: Memory
-    snapshot: SnapshotId
-    stripe: int
-    digest: int
-    bad_positions: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class ChunksVerified:
-    """Resting data chunks were read again and compared with their digests; `bad` lists those that differ."""
+    """Resting chunks were read again and compared with their digests; `bad` lists those that differ."""
 
     memory: Memory
     ticket: int
@@ -215,7 +204,6 @@ Event = (
     | ChunksDigested
     | ChunkArrived
     | ParityEncoded
-    | StripeRebuilt
     | ChunksVerified
     | ChunksScrubbed
     | ChunkRepaired

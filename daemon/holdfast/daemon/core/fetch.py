@@ -21,7 +21,7 @@ from holdfast.daemon.core.context import Context
 from holdfast.daemon.core.memory import ChunkKey, Memory
 from holdfast.daemon.core.peers import Peers
 from holdfast.daemon.core.slot import COMPLETE, Slot
-from holdfast.daemon.core.sums import key_of_sum, own_term
+from holdfast.daemon.core.terms import key_of_sum, own_term
 from holdfast.protocol import limits, messages
 from holdfast.protocol.ids import SnapshotId
 from holdfast.protocol.layout import Geometry
@@ -93,6 +93,7 @@ class Fetch:
     excluded: dict[int, set[int]] = field(default_factory=dict)  # stripe -> nodes that failed us there
     tries: dict[int, int] = field(default_factory=dict)  # stripe -> plans that came to nothing
     suspects: dict[int, int] = field(default_factory=dict)  # node -> until when it is avoided
+    wrongs: dict[int, int] = field(default_factory=dict)  # node -> wrong sums in which it was, since its last right one
     received_bytes: int = 0
     failures: int = 0  # chunks that were damaged or wrong
     ended: bool = False
@@ -310,6 +311,8 @@ class Fetch:
 
     def _succeed(self, pursuit: Pursuit, digest: int) -> None:
         self._close(pursuit)
+        for term in pursuit.terms:
+            self.wrongs.pop(term.node, None)
         self.excluded.pop(pursuit.goal.stripe, None)
         self.tries.pop(pursuit.goal.stripe, None)
         self.done(pursuit.goal, digest)
@@ -318,10 +321,12 @@ class Fetch:
     # --- what goes wrong ---
 
     def _wrong(self, pursuit: Pursuit, reason: str) -> None:
-        """All terms were sound where they rest, and the sum is not: the parity among them is the first suspect."""
+        """All terms were sound where they rest, and the sum is not: who was in most such sums is the first suspect."""
         self.failures += 1
-        parity = next((term.node for term in pursuit.terms if term.kind == "parity"), None)
-        self._again(pursuit, parity, reason)
+        for term in pursuit.terms:
+            self.wrongs[term.node] = self.wrongs.get(term.node, 0) + 1
+        ranked = sorted(pursuit.terms, key=lambda term: (self.wrongs[term.node], term.kind == "parity"))
+        self._again(pursuit, ranked[-1].node if ranked else None, reason)
 
     def part_failed(self, pursuit: Pursuit, node: int, said: messages.SumFailed) -> None:
         """A holder can't do its part, or waits in vain for the one before it."""
@@ -368,7 +373,7 @@ class Fetch:
             if self.ended:
                 return
             gone = [term.node for term in pursuit.terms if term.node not in live]
-            if pursuit.number not in self.open or (pursuit.storing and pursuit.digest is not None):
+            if pursuit.number not in self.open or (pursuit.storing and pursuit.fingerprint is None):
                 continue  # the shell ends what is being stored, whatever happens
             if gone and not pursuit.storing:
                 self._again(pursuit, gone[0], f"{self.ctx.name_of(gone[0])} is silent or has let it go")
@@ -386,7 +391,7 @@ class Fetch:
     @property
     def storing(self) -> bool:
         """Whether the shell may still write into the memory of a goal."""
-        return any(pursuit.storing for pursuit in self.open.values())
+        return any(pursuit.storing and pursuit.fingerprint is None for pursuit in self.open.values())
 
     def stop(self) -> None:
         """Nobody wants any of it any more. Frames that still come are dropped."""

@@ -39,11 +39,11 @@ class Node:
         self.arena = Arena(ctx.budget_bytes)
         self.peers = Peers(ctx, started_ns)
         self.collector = Collector(ctx, self.peers)
-        self.registry = Registry(ctx, self.arena, self.peers, self.collector)
+        self.pursuits = Pursuits(ctx)
+        self.registry = Registry(ctx, self.arena, self.peers, self.collector, self.pursuits)
         self.restoring = Restoring(ctx, self.peers, self.registry, self.collector)
         self.asks = Asks(ctx, self.peers, self.registry)
         self.sums = Sums(ctx, self.registry)
-        self.pursuits = Pursuits(ctx)
         self.offers = Offers(ctx, self.peers, self.registry, self.collector)
         self.ranges = Ranges(ctx, self.arena, self.peers, self.registry, self.offers, self.pursuits)
         self.peer_side = PeerSide(
@@ -137,7 +137,7 @@ class Node:
             self.peer_side.flight_lost(node, restarted=False)
         for parts in self.registry:
             parts.protect.tick()
-            if parts.rebuild.running and parts.rebuild.snapshot != parts.job.committed:
+            if parts.rebuild.slot is not None and parts.rebuild.snapshot != parts.job.committed:
                 parts.rebuild.cancel("a newer snapshot is committed")
             parts.rebuild.tick()
             parts.shards.tick()
@@ -185,12 +185,10 @@ class Node:
                 if (parts := self.registry.owner(memory, snapshot)) is not None:
                     parts.protect.encoded(memory, stripe, digest)
                     self.collector.consider(parts.job)
-            case events.StripeRebuilt(memory, snapshot, stripe, digest, bad_positions):
-                if (parts := self.registry.owner(memory, snapshot)) is not None:
-                    parts.rebuild.rebuilt(memory, stripe, digest, bad_positions)
             case events.ChunksVerified(memory, ticket, bad):
                 if (parts := self.registry.owner(memory)) is not None:
                     parts.shards.verified(memory, ticket, bad)
+                    parts.rebuild.verified(ticket, bad)
             case events.ChunkArrived(header, digest):
                 self._chunk_arrived(header, digest)
             case events.ChunkNotServed(node, header):
@@ -228,6 +226,6 @@ class Node:
         elif header.reading and parts.healing.expects(header):
             parts.healing.arrived(header, digest)
         elif header.reading:
-            parts.rebuild.arrived(header, digest, chunk_bytes=self.ctx.config.chunk_bytes)
+            self.ctx.emit(DropFrames((key_of(header),)))  # nobody waits for it any more
         else:
             parts.protect.arrived(header, digest)

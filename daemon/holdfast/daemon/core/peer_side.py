@@ -186,9 +186,7 @@ class PeerSide:
                 serving.serve_chunk(self.ctx, node, parts.job, message)
             case messages.ChunkReply():
                 parts.protect.replied(node, message)
-            case messages.ChunkUnavailable():
-                parts.rebuild.unavailable(node, message)
-            case WantFingerprints() | FingerprintsGiven() | ChunkSuspected():
+            case messages.ChunkUnavailable() | WantFingerprints() | FingerprintsGiven() | ChunkSuspected():
                 pass  # heard above
             case _:
                 raise AssertionError(f"no rule for {type(message).__name__}")

@@ -11,6 +11,7 @@ from holdfast.daemon.core.actions import Free
 from holdfast.daemon.core.arena import Arena
 from holdfast.daemon.core.collector import Collector
 from holdfast.daemon.core.context import Context
+from holdfast.daemon.core.fetch import Pursuits
 from holdfast.daemon.core.healing import Healing
 from holdfast.daemon.core.job import Job
 from holdfast.daemon.core.memory import Memory, sizes_of
@@ -42,6 +43,7 @@ class Registry:
     arena: Arena
     peers: Peers
     collector: Collector
+    pursuits: Pursuits
     table: dict[str, JobParts] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[JobParts]:
@@ -88,7 +90,7 @@ class Registry:
                 return None
             slots = [Slot(index, self.ctx.node) for index in range(self.ctx.config.slots)]
             job = Job(self.ctx, self.arena, name, slots, touched_ns=self.ctx.now_ns)
-            rebuild = Rebuild(job, self.peers)
+            rebuild = Rebuild(job, self.peers, self.pursuits)
             self.table[name] = JobParts(job, Protect(job), rebuild, Shards(job, rebuild), Healing(job, self.peers))
         return self.table[name]
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from holdfast.daemon.core.job import Job
 from holdfast.daemon.core.ledger import JobRecord, LedgerRecord, SlotRecord
 from holdfast.daemon.core.memory import Memory
-from holdfast.daemon.core.registry import Registry
+from holdfast.daemon.core.registry import JobParts, Registry
 from holdfast.daemon.core.slot import Phase, Slot
 from holdfast.daemon.core.transfer import Transfer
 from holdfast.protocol.ids import SnapshotId
@@ -48,19 +48,19 @@ def resume(registry: Registry, held: LedgerRecord, digests: Mapping[Memory, list
         job.given_up = list(job_record.given_up)
         lost: list[SnapshotId] = []
         for slot, slot_record in zip(job.slots, job_record.slots, strict=False):
-            _resume_slot(registry, job, slot, slot_record, digests, lost)
+            _resume_slot(parts, slot, slot_record, digests, lost)
         for snapshot in lost:
             job.give_up_snapshot(snapshot, "the daemon's worker restarted while it was in flight")
 
 
-def _resume_slot(  # called in one place; a record for its arguments would say nothing more
-    registry: Registry,
-    job: Job,
+def _resume_slot(
+    parts: JobParts,
     slot: Slot,
     record: SlotRecord,
     digests: Mapping[Memory, list[int]],
     lost: list[SnapshotId],
 ) -> None:
+    job = parts.job
     slot.generation = record.generation
     memory = slot.memory(job.name)
     if record.phase in {"staging", "sealed"} and record.snapshot is not None:
@@ -69,13 +69,17 @@ def _resume_slot(  # called in one place; a record for its arguments would say n
         return
     slot.geometry = job.geometry(record.layout_id)
     slot.phase = Phase.EMPTY
-    registry.arena.reserve(memory, slot.sizes.total_bytes)
+    job.arena.reserve(memory, slot.sizes.total_bytes)
     if record.phase in {"protected", "committed"} and record.snapshot is not None:
         slot.phase, slot.snapshot = Phase(record.phase), record.snapshot
         slot.digests = list(digests[memory])
         if slot.phase is Phase.PROTECTED:
             slot.transfer = Transfer(slot.geometry, slot.node)
             slot.transfer.resume(digests[memory])
+    elif record.phase == "rebuilding" and record.snapshot is not None and record.snapshot == job.committed:
+        slot.phase, slot.snapshot = Phase.REBUILDING, record.snapshot
+        slot.digests = [digest or None for digest in digests[memory]]
+        parts.rebuild.resume(slot)
 
 
 def _job_record(job: Job) -> JobRecord:

@@ -13,6 +13,7 @@ from holdfast.daemon.core.rebuild import Rebuild, RebuildState
 from holdfast.daemon.core.slot import COMPLETE, Slot
 from holdfast.protocol import messages
 from holdfast.protocol.exit_codes import ExitCode
+from holdfast.protocol.layout import Layout
 
 
 @dataclass(slots=True)
@@ -33,6 +34,9 @@ class Shards:
     verifying: dict[int, Opening] = field(default_factory=dict)  # ticket -> opening
     pending: list[Opening] = field(default_factory=list)  # wait for a rebuild
     next_ticket: int = 1
+
+    def __post_init__(self) -> None:
+        self.rebuild.served = self.tick
 
     def open(self, client: int, request: messages.OpenShard) -> None:
         """A rank wants its shard."""
@@ -68,7 +72,7 @@ class Shards:
 
     def _advance(self, opening: Opening) -> None:
         slot = self.job.slot_of(opening.request.snapshot)
-        if slot is not None and slot.phase in COMPLETE:
+        if slot is not None and (slot.phase in COMPLETE or self._is_there(slot, opening)):
             self._verify(slot, opening)
             return
         problem = self.rebuild.start()
@@ -79,8 +83,16 @@ class Shards:
                 code=ExitCode.NOT_RECOVERABLE,
             )
             return
+        layout = self.job.layouts.get(self.job.committed_layout_id)
+        assert layout is not None, "open has looked"
+        self.rebuild.hurry(*self._chunks(layout, opening.request.role))
         self.pending.append(opening)
         self._tell_pending(opening)
+
+    def _is_there(self, slot: Slot, opening: Opening) -> bool:
+        """Whether a shard is whole in a slot that is still being rebuilt."""
+        assert slot.geometry is not None
+        return self.rebuild.has(slot, *self._chunks(slot.geometry.layout, opening.request.role))
 
     def _tell_pending(self, opening: Opening) -> None:
         text = f"rebuilding: {self.rebuild.done_chunks} of {self.rebuild.total_chunks} chunks"
@@ -91,8 +103,8 @@ class Shards:
         )
 
     def _verify(self, slot: Slot, opening: Opening) -> None:
-        first, count = self._chunks(slot, opening.request.role)
         assert slot.geometry is not None
+        first, count = self._chunks(slot.geometry.layout, opening.request.role)
         me = slot.geometry.group_of(slot.node).index(slot.node)
         start = slot.digest_index(me, first)
         digests = tuple(digest for digest in slot.digests[start : start + count] if digest is not None)
@@ -101,9 +113,9 @@ class Shards:
         self.verifying[ticket] = opening
         self.job.ctx.emit(VerifyChunks(slot.memory(self.job.name), ticket, first, digests))
 
-    def _chunks(self, slot: Slot, role: int) -> tuple[int, int]:
-        assert slot.geometry is not None
-        layout, chunk_bytes = slot.geometry.layout, slot.geometry.chunk_bytes
+    def _chunks(self, layout: Layout, role: int) -> tuple[int, int]:
+        """The first chunk of a role's shard in the node's image, and how many there are."""
+        chunk_bytes = self.job.ctx.config.chunk_bytes
         start = layout.offset_of(role)
         end = start + layout.shards[role].shard_bytes
         first = start // chunk_bytes
@@ -151,13 +163,15 @@ class Shards:
 
     def tick(self) -> None:
         """Serve those whose rebuild ended; tell the others how far it is."""
-        if self.rebuild.running:
-            for opening in self.pending:
-                self._tell_pending(opening)
-            return
         waiting, self.pending = self.pending, []
         for opening in waiting:
-            if self.rebuild.state is RebuildState.FAILED:
+            slot = self.job.slot_of(opening.request.snapshot)
+            if self.rebuild.running and not (slot is not None and self._is_there(slot, opening)):
+                self.pending.append(opening)
+                self._tell_pending(opening)
+            elif self.rebuild.running:
+                self._advance(opening)
+            elif self.rebuild.state is RebuildState.FAILED:
                 text = f"{opening.request.snapshot} can't be rebuilt here: {self.rebuild.problem}"
                 self._deny(opening.client, text, code=ExitCode.NOT_RECOVERABLE)
             else:

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import msgspec
 import numpy as np
-from holdfast.coding import CodeParams, Engine, chunk_digest, decode_matrix, parity_matrix, scaled_fingerprint
+from holdfast.coding import CodeParams, Engine, chunk_digest, parity_matrix, scaled_fingerprint
 from holdfast.daemon.core import actions, events
 from holdfast.daemon.core.memory import ChunkKey
 from holdfast.daemon.shell.arena import ArenaMemory
@@ -53,8 +53,6 @@ class Coder:
                 self._run(self._coding, self._digest, action)
             case actions.EncodeParity():
                 self._run(self._coding, self._encode, action)
-            case actions.RebuildStripe():
-                self._run(self._coding, self._rebuild, action)
             case actions.VerifyChunks():
                 self._run(self._coding, self._verify, action)
             case actions.ServeChunk():
@@ -117,37 +115,6 @@ class Coder:
         self._bulk.drop(tuple(key for _, key in action.sources))
         self._report(events.ParityEncoded(action.memory, action.snapshot, action.stripe, chunk_digest(parity)))
 
-    def _rebuild(self, action: actions.RebuildStripe) -> None:
-        slot = self._arena.get(action.memory)
-        payloads = [self._bulk.payload(key) for _, key in action.sources]
-        sources = {p: payload for (p, _), payload in zip(action.sources, payloads, strict=True) if payload is not None}
-        if slot is None or len(sources) < len(payloads):
-            return
-        params = self._params()
-        found = dict(sources)
-        available = sorted([*sources, *action.zero_positions])
-        wanted = [position for position, _ in action.missing]
-        place = self._chunk(slot.data if action.kind == "data" else slot.parity, action.chunk)
-        if wanted:
-            rows = decode_matrix(params, available=available, wanted=wanted)
-            outputs = [
-                place if p == action.wanted_position else memoryview(bytearray(self._chunk_bytes)) for p in wanted
-            ]
-            columns = [i for i, position in enumerate(available) if position in found]
-            self._engine.matmul(
-                np.ascontiguousarray(rows[:, columns]),
-                [found[available[i]] for i in columns],
-                outputs,
-            )
-            found |= dict(zip(wanted, outputs, strict=True))
-        bad = tuple(position for position, digest in action.missing if chunk_digest(found[position]) != digest)
-        if action.kind == "parity" and not bad:
-            data = [position for position in sorted(found) if position < params.data_count]
-            row = parity_matrix(params)[action.wanted_position - params.data_count, data].reshape(1, -1)
-            self._engine.matmul(row, [found[position] for position in data], [place])
-        self._bulk.drop(tuple(key for _, key in action.sources))
-        self._report(events.StripeRebuilt(action.memory, action.snapshot, action.stripe, chunk_digest(place), bad))
-
     def _verify(self, action: actions.VerifyChunks) -> None:
         slot = self._arena.get(action.memory)
         if slot is None:
@@ -155,7 +122,7 @@ class Coder:
         bad = tuple(
             chunk
             for chunk, digest in enumerate(action.digests, start=action.first_chunk)
-            if chunk_digest(self._chunk(slot.data, chunk)) != digest
+            if chunk_digest(self._chunk(slot.data if action.kind == "data" else slot.parity, chunk)) != digest
         )
         self._report(events.ChunksVerified(action.memory, action.ticket, bad))
 

@@ -191,8 +191,10 @@ def _work_of(action: actions.Action) -> tuple[str, int]:
             return "digest", count
         case actions.EncodeParity(sources=sources):
             return "encode", len(sources)
-        case actions.RebuildStripe(sources=sources):
-            return "rebuild", len(sources)
+        case actions.AddToSum():
+            return "add", 1
+        case actions.StoreSum(own=own):
+            return "store", 1 + len(own)
         case actions.VerifyChunks(digests=digests):
             return "verify", len(digests)
         case actions.ServeChunk():
