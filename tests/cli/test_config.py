@@ -43,6 +43,7 @@ daemon.socket_group  none    default
 scrub.period_s       600     default
 scrub.bandwidth      256MiB  default
 scrub.cpu_percent    5       default
+drill.period_s       600     default
 daemon.engine        auto    default
 
 node  name  address         domain  group
