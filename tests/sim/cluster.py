@@ -1,14 +1,16 @@
 """A simulated cluster: machines, network, jobs and the faults that happen to them."""
 
 from collections.abc import Iterable
+from copy import copy, deepcopy
 from dataclasses import dataclass
 
 from holdfast.daemon.core import actions, events
+from holdfast.daemon.core.slot import COMPLETE
 from holdfast.protocol import messages
 from holdfast.protocol.config import ClusterConfig, NodeConfig
 from holdfast.protocol.placement import place
 
-from sim.machine import Machine, Worker
+from sim.machine import NODE_BYTES_FREE, Machine, Worker
 from sim.network import Network, NetworkFaults
 from sim.ranks import Job, JobShape
 from sim.readers import Reader
@@ -16,6 +18,7 @@ from sim.truth import Truth
 from sim.world import World
 
 HEARD_S = 1.6  # three heartbeats
+EPOCH = 2  # there was one before
 QUIET_S = 8.0  # so long after the last fault, everybody has heard from everybody
 
 
@@ -44,6 +47,7 @@ class Cluster:
         self.shape = shape
         config = ClusterConfig(
             cluster_name="sim",
+            epoch=EPOCH,
             nodes=tuple(
                 NodeConfig(name=f"n{node}", host="127.0.0.1", port=7000 + node, domain=f"d{node}")
                 for node in range(shape.node_count)
@@ -74,6 +78,7 @@ class Cluster:
             for node in range(shape.node_count)
         ]
         self.truth = Truth(self.machines)
+        self.config = config
         self.last_fault_s = 0.0
         self.clear_from_s = 0.0  # until then some node may not hear another
         for machine in self.machines:
@@ -152,6 +157,8 @@ class Cluster:
                 owes = geometry.data_bytes(node) + geometry.parity_bytes(node) > 0
                 if owes and node not in self.truth.stated_now.get(key, set()):
                     return False
+                if node in self.truth.rotten.get(key, set()):
+                    return False
         return True
 
     def may_lose(self, node: int) -> bool:
@@ -160,15 +167,95 @@ class Cluster:
         away = [member for member in group if member != node and not self.is_whole(member)]
         return self.machines[node].worker is not None and len(away) < self.shape.parity
 
-    def lose_node(self, node: int, *, back_after_s: float) -> None:
-        """A machine is gone with its memory and its ranks; a replacement takes its slot."""
+    def lose_node(self, node: int, *, back_after_s: float, ghost: bool = False) -> None:
+        """A machine is gone with its memory and its ranks; a replacement takes its slot.
+
+        A `ghost` is the machine itself: it was only cut off, and comes back with all that it held.
+        """
         self._fault(f"loss of n{node}")
         machine = self.machines[node]
+        stray = self._stray(node, self.config) if ghost and machine.ledger is not None else None
+        if stray is not None:
+            stray.held, stray.ledger = {m: deepcopy(held) for m, held in machine.held.items()}, machine.ledger
         machine.lose()
         self.truth.lost(node)
         for job in self.jobs:
             job.node_lost(node)
         self._restart_later(machine, back_after_s)
+        if stray is not None:
+            returns_s = back_after_s + self.world.between(0.5, 6.0)
+            self._fault_lasts(returns_s)
+            self.world.after(returns_s, lambda: self._haunt(stray, self.world.between(1.0, 10.0)))
+
+    def lose_memory(self, node: int, *, back_after_s: float) -> None:
+        """Keeper and worker of a node die; its ranks live on and meet a daemon that holds nothing."""
+        self._fault(f"loss of the memory of n{node}")
+        self.machines[node].lose()
+        self.truth.lost(node)
+        self._restart_later(self.machines[node], back_after_s)
+
+    def start_old_epoch(self, node: int, *, seconds: float) -> None:
+        """A daemon starts with an old file of this cluster: it believes to be a node, of an epoch that is over."""
+        config = copy(self.config)
+        object.__setattr__(config, "epoch", EPOCH - 1)
+        self._haunt(self._stray(node, config), seconds)
+
+    def _stray(self, node: int, config: ClusterConfig) -> Machine:
+        """A machine that claims a slot which is another's: it can speak, and nobody dials it."""
+        stray = Machine(
+            self.world,
+            self.network,
+            config,
+            self.placement,
+            node=node,
+            budget_bytes=self.shape.budget_bytes,
+            coding_s_max=self.shape.coding_s_max,
+        )
+        stray.machines = self.machines
+        return stray
+
+    def _haunt(self, stray: Machine, seconds: float) -> None:
+        self._fault(f"a stray n{stray.node} of epoch {stray.config.epoch} speaks up")
+        self._fault_lasts(seconds)
+        stray.boot()
+
+        def end() -> None:
+            if stray.worker is not None:
+                stray.worker.dead = True
+
+        self.world.after(seconds, end)
+
+    def rot(self, node: int) -> None:
+        """A resting byte of the newest committed snapshot changes while nobody reads."""
+        worker = self.machines[node].worker
+        if worker is None or not all(job.running and job.restored_all for job in self.jobs):
+            return
+        for job in self.jobs:
+            newest = max(self.truth.known_commits(job.shape.name).values(), default=None)
+            parts = worker.node.jobs.get(job.shape.name)
+            slot = parts.job.slot_of(newest) if parts is not None and newest is not None else None
+            if newest is None or slot is None or slot.phase not in COMPLETE or slot.sizes.total_bytes == 0:
+                continue
+            held = self.machines[node].held[slot.memory(job.shape.name)]
+            piece = self.world.random.choice([piece for piece in (held.data, held.parity) if piece])
+            place = self.world.random.randrange(len(piece))
+            self._fault(f"a byte of {newest} of {job.shape.name} rots on n{node}")
+            piece[place] ^= 1 << self.world.random.randrange(8)
+            self.truth.rotten.setdefault((job.shape.name, newest), set()).add(node)
+
+    def jump_clock(self, node: int, *, seconds: float) -> None:
+        """A node's clock jumps ahead."""
+        self._fault(f"the clock of n{node} jumps by {seconds} s")
+        self._impaired(QUIET_S)  # it believes for a while that nobody was heard for long
+        self.machines[node].clock_offset_ns += int(seconds * 1e9)
+
+    def hang_rank(self, job: Job, *, seconds: float) -> None:
+        """A rank stands still."""
+        if job.running:
+            rank = self.world.random.choice(job.ranks)
+            self._fault(f"rank {rank.role} of {job.shape.name} hangs for {seconds:.1f} s")
+            self._fault_lasts(seconds)
+            rank.hangs_until_ns = self.world.now_ns + int(seconds * 1e9)
 
     def partition(self, nodes: set[int], *, seconds: float, one_way: bool) -> None:
         """Some nodes don't reach the others, or only in one direction."""
@@ -203,13 +290,17 @@ class Cluster:
         self._impaired(0.0)
         self.network.cut_node(node)
 
-    def refuse_memory(self, node: int, seconds: float) -> None:
-        """The kernel gives no memory for a while."""
+    def refuse_memory(self, node: int, seconds: float, *, known: bool) -> None:
+        """The kernel gives no memory for a while; `known`: and says so beforehand."""
         self._fault(f"no memory on n{node} for {seconds:.1f} s")
         machine = self.machines[node]
-        machine.refuse_memory = True
+        machine.refuse_memory, machine.free_bytes = not known, 100 if known else NODE_BYTES_FREE
         self._fault_lasts(seconds)
-        self.world.after(seconds, lambda: setattr(machine, "refuse_memory", False))
+
+        def end() -> None:
+            machine.refuse_memory, machine.free_bytes = False, NODE_BYTES_FREE
+
+        self.world.after(seconds, end)
 
     def command(self, node: int, message: messages.ClientMessage) -> list[messages.DaemonMessage]:
         """A command of an operator; its answers appear in the list that is returned."""

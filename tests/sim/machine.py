@@ -64,6 +64,7 @@ class Machine:
         self.clock_offset_ns = world.random.randrange(10**12)
         self.next_port = 1
         self.refuse_memory = False  # the kernel gives none for a while
+        self.free_bytes = NODE_BYTES_FREE
 
     @property
     def name(self) -> str:
@@ -88,7 +89,7 @@ class Machine:
             budget_bytes=self.budget_bytes,
             engine="simulated",
             bulk_port=self.next_port,
-            free_bytes=NODE_BYTES_FREE,
+            free_bytes=self.free_bytes,
         )
         worker = Worker(self, Node(ctx, started_ns=self.clock_ns))
         if record is not None:
@@ -180,17 +181,14 @@ class Worker:
     def tick(self) -> None:
         """Time passes."""
         if not self.dead:
-            self.handle(events.TimePassed(NODE_BYTES_FREE))
+            self.handle(events.TimePassed(self.machine.free_bytes))
             self.world.after(TICK_S, self.tick)
 
     def perform(self, decided: list[actions.Action], event: events.Event | None) -> None:
         """Carry out what the core decided, in order; the process may die between two actions."""
         if self.world.event_count % CHECK_EVERY_EVENTS == 0:
             self.node.check()
-        if self.crash_after_actions == 0 and decided:
-            self.machine.crash_worker()  # before the ledger: nothing of this event ever happened
-            return
-        self.machine.after_event(self, event, decided)
+        observed = False
         for action in decided:
             if self.crash_after_actions is not None:
                 self.crash_after_actions -= 1
@@ -198,6 +196,11 @@ class Worker:
                     self.machine.crash_worker()
                     return
             self._do(action)
+            if not observed and not isinstance(action, actions.StoreDigests):
+                observed = True  # from the ledger on, what was decided has happened, whatever dies next
+                self.machine.after_event(self, event, decided)
+        if not observed:
+            self.machine.after_event(self, event, decided)
 
     def _do(self, action: actions.Action) -> None:
         machine = self.machine
@@ -218,6 +221,8 @@ class Worker:
                 held = machine.held.get(memory)
                 if held is not None:
                     assert first + len(digests) <= len(held.digests), "digests beyond the table"
+                    same = held.digests[first : first + len(digests)] == list(digests)
+                    assert same or self._may_overwrite(memory), "digests of what the ledger calls complete never change"
                     held.digests[first : first + len(digests)] = digests
             case actions.DropFrames(keys):
                 for key in keys:
@@ -238,6 +243,12 @@ class Worker:
             case _:
                 raise AssertionError(f"no hand for {type(action).__name__}")
 
+    def _may_overwrite(self, memory: Memory) -> bool:
+        """Whether a worker that dies now would not trust this slot's digest table."""
+        known = decode_ledger(self.machine.ledger).jobs if self.machine.ledger is not None else ()
+        slots = [job.slots[memory.slot] for job in known if job.name == memory.job and memory.slot < len(job.slots)]
+        return not any(s.generation == memory.generation and s.phase in {"protected", "committed"} for s in slots)
+
     # --- peers ---
 
     def _send_peer(self, node: int, message: messages.PeerMessage) -> None:
@@ -250,12 +261,21 @@ class Worker:
             epoch=config.epoch,
             node=self.machine.node,
             incarnation=self.node.ctx.incarnation,
+            config=self.node.ctx.config_digest,
         )
 
         def deliver() -> None:
-            envelope, heard = frames.decode_peer(frame, cluster=config.cluster_name, epoch=config.epoch)
             worker = self.machine.machines[node].worker
             assert worker is not None
+            ctx = worker.node.ctx
+            try:
+                envelope, heard = frames.decode_peer(
+                    frame, cluster=ctx.config.cluster_name, epoch=ctx.config.epoch, config=ctx.config_digest
+                )
+            except frames.FrameRefusedError as refusal:
+                worker.handle(events.PeerRefused(None, refusal.code, str(refusal), by_us=True))
+                self.put(events.PeerRefused(node, refusal.code, refusal.text, by_us=False), 0.01)
+                return
             if isinstance(heard, messages.Heartbeat):
                 worker.ports[envelope.node] = heard.bulk_port
             worker.handle(events.PeerSaid(envelope.node, envelope.incarnation, heard))
@@ -282,7 +302,7 @@ class Worker:
         def accept(frame: bytes, payload: bytes) -> None:
             worker = receiver.worker
             assert worker is not None
-            config = self.machine.config
+            config = receiver.config
             read = frames.decode_header(frame, cluster=config.cluster_name, epoch=config.epoch)
             worker.frames.setdefault(key_of(read), payload)
             worker.put(events.ChunkArrived(read, chunk_digest(payload)), 0.001)

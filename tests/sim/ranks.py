@@ -42,6 +42,7 @@ class JobShape:
     every: int = 1
     step_s: float = 0.05
     stall_s: float = 10.0
+    copy_s_max: float = 0.03  # half of a shard may take so long
 
 
 class Job:
@@ -131,6 +132,7 @@ class Rank:
         self.plan: Layout | None = None
         self.accepted_over: Client | None = None  # the connection over which the plan was accepted
         self.dead = False
+        self.hangs_until_ns = 0
         self._program: Program = self._run()
         self._condition: Callable[[], bool] = lambda: False
         self._wait_number = 0
@@ -151,7 +153,9 @@ class Rank:
 
     def wake(self) -> None:
         """Something may have changed: go on if what is waited for is there."""
-        if not self.dead and self._condition():
+        if self.world.now_ns < self.hangs_until_ns:
+            self.world.at(self.hangs_until_ns, self.wake)
+        elif not self.dead and self._condition():
             self._resume(done=True)
 
     def _resume(self, *, done: bool, first: bool = False) -> None:
@@ -173,7 +177,9 @@ class Rank:
             self.world.after(0, lambda: self.wake() if number == self._wait_number else None)
 
     def _expire(self, number: int) -> None:
-        if number == self._wait_number and not self.dead:
+        if self.world.now_ns < self.hangs_until_ns:
+            self.world.at(self.hangs_until_ns, lambda: self._expire(number))
+        elif number == self._wait_number and not self.dead:
             self._resume(done=self._condition())
 
     # --- the conversation ---
@@ -286,6 +292,8 @@ class Rank:
         elif answer.snapshot is not None:
             truth.check_offer(job.shape.name, answer.snapshot)
             truth.check_recoverable(job.shape.name, answer.snapshot)
+        if job.clear() and not answer.problem and not job.ask_fresh:
+            truth.check_forward(job.shape.name, answer.snapshot)
         if not answer.problem and not job.ask_fresh:
             truth.chosen[job.shape.name, answer.attempt] = answer.snapshot
         if job.clear() and not answer.problem and not job.ask_fresh:
@@ -423,7 +431,10 @@ class Rank:
             place = view[accepted.offset_bytes : accepted.offset_bytes + len(shard)]
             half = len(shard) // 2
             place[:half] = shard[:half]
-            yield (lambda: False), self.world.between(0, 0.03)  # a copy takes a while, and goes on whatever happens
+            yield (
+                (lambda: False),
+                self.world.between(0, job.shape.copy_s_max),
+            )  # a copy takes a while, and goes on whatever happens
             place[half:] = shard[half:]
         if self.client is None:
             raise LinkLostError

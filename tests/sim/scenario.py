@@ -2,14 +2,21 @@
 
 from dataclasses import dataclass
 
-from holdfast.protocol import messages
-
+from sim import faults
+from sim.beyond import play_beyond
 from sim.cluster import Cluster, ClusterShape
 from sim.network import NetworkFaults
 from sim.ranks import Job, JobShape
 from sim.readers import Reader
 from sim.truth import BrokenPromiseError, promise
 from sim.world import World
+
+# (nodes, group size, parity)
+SMALL = (
+    (1, 1, 0), (2, 2, 1), (3, 3, 0), (3, 3, 1), (4, 4, 1), (4, 4, 2),
+    (5, 5, 2), (6, 6, 2), (6, 3, 1), (9, 3, 1), (7, 4, 1), (8, 8, 3),
+)  # fmt: skip
+WIDE = ((12, 4, 2), (16, 8, 2), (24, 8, 2), (33, 8, 1), (64, 8, 2))
 
 FAULTS_S = 25.0  # how long faults happen
 COMMIT_OWED_S = 45.0  # after the last fault: a snapshot that was begun after it is committed
@@ -33,39 +40,71 @@ class ScenarioError(AssertionError):
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """Which faults happen, and how bad the network is. Indices into the cases of `_fault`."""
+    """Which faults happen, how often, and how bad the network is."""
 
-    kinds: tuple[int, ...]
+    kinds: tuple[faults.Fault, ...]
     network: NetworkFaults | None = None  # None: drawn from the seed
     pause_s: float = 3.0  # mean time between two faults
     readers: bool = False  # on every node a client reads what is committed, all the time
+    codes: tuple[tuple[int, int, int], ...] = SMALL  # (nodes, group size, parity)
+    wide: bool = False  # big clusters, so small jobs
+    beyond: bool = False  # the faults end with more losses than parity covers
 
 
 PROFILES = {
-    "everything": Profile(tuple(range(15))),
-    "restarts": Profile((0, 2, 7, 7, 7, 11, 11, 9, 10), NetworkFaults(lost=0.1, doubled=0.02), pause_s=1.5),
-    "losses": Profile((4, 4, 4, 7, 12), NetworkFaults(corrupted=0.1), pause_s=2.0),
-    "crashes": Profile((0, 1, 2, 3, 7), pause_s=1.0),
+    "everything": Profile(faults.EVERYTHING),
+    "restarts": Profile(
+        (
+            faults.worker_crash,
+            faults.worker_crash_between_actions,
+            *[faults.rank_crash] * 3,
+            *[faults.slowness] * 2,
+            faults.partition,
+            faults.freeze,
+            faults.rank_hang,
+        ),
+        NetworkFaults(lost=0.1, doubled=0.02),
+        pause_s=1.5,
+    ),
+    "losses": Profile(
+        (*[faults.node_loss] * 3, faults.memory_loss, faults.rot, faults.rank_crash, faults.cut_connections),
+        NetworkFaults(corrupted=0.1),
+        pause_s=2.0,
+    ),
+    "crashes": Profile(
+        (faults.worker_crash, *[faults.worker_crash_between_actions] * 3, faults.rank_crash), pause_s=1.0
+    ),
+    "wide": Profile(faults.EVERYTHING, codes=WIDE, wide=True, pause_s=1.0),
+    "beyond": Profile(faults.EVERYTHING, codes=tuple(code for code in SMALL if code[0] > 2), pause_s=5.0, beyond=True),
     "reads": Profile(
-        (0, 2, 4, 4, 5, 7, 9, 10, 11, 12), NetworkFaults(lost=0.01, doubled=0.01, corrupted=0.02), readers=True
+        (
+            faults.worker_crash,
+            faults.worker_crash_between_actions,
+            *[faults.node_loss] * 3,
+            faults.rank_crash,
+            faults.partition,
+            faults.freeze,
+            faults.slowness,
+            faults.cut_connections,
+        ),
+        NetworkFaults(lost=0.01, doubled=0.01, corrupted=0.02),
+        readers=True,
     ),
 }
 
 
-def shape_of(world: World, network: NetworkFaults | None = None) -> ClusterShape:
+def shape_of(world: World, profile: Profile) -> ClusterShape:
     """A cluster drawn from a seed: one group or several, nodes without ranks, ragged shards, one job or two."""
     draw = world.random
-    node_count, group_size, parity = draw.choice(
-        [(1, 1, 0), (2, 2, 1), (3, 3, 0), (3, 3, 1), (4, 4, 1), (4, 4, 2), (5, 5, 2), (6, 6, 2), (6, 3, 1), (9, 3, 1)]
-    )
+    node_count, group_size, parity = draw.choice(profile.codes)
     jobs = []
-    for name in ("a", "b")[: draw.choice([1, 1, 2])]:
+    for name in ("a", "b")[: 1 if profile.wide else draw.choice([1, 1, 2])]:
         idle = set(draw.sample(range(node_count), draw.choice([0, 0, 1]) if node_count > 1 else 0))
         shards = [
             (node, draw.choice([1, 63, 64, 65, 200, 500, draw.randint(1, 1500)]))
             for node in range(node_count)
             if node not in idle
-            for _ in range(draw.choice([1, 1, 2, 3]))
+            for _ in range(1 if profile.wide else draw.choice([1, 1, 1, 1, 2, 2, 3, 8]))
         ]
         draw.shuffle(shards)
         jobs.append(
@@ -73,8 +112,9 @@ def shape_of(world: World, network: NetworkFaults | None = None) -> ClusterShape
                 name,
                 tuple(shards),
                 every=draw.choice([1, 1, 3]),
-                step_s=draw.choice([0.02, 0.1, 0.4]),
+                step_s=draw.choice([1.0, 2.0] if profile.wide else [0.02, 0.1, 0.1, 0.4, 0.4]),
                 stall_s=draw.choice([2.0, 10.0]),
+                copy_s_max=draw.choice([0.03, 0.03, 0.03, 2.0]),
             )
         )
     trouble = draw.choice([0.0, 0.0, 0.003, 0.02])
@@ -85,43 +125,8 @@ def shape_of(world: World, network: NetworkFaults | None = None) -> ClusterShape
         jobs=tuple(jobs),
         slots=draw.choice([2, 2, 3]),
         coding_s_max=draw.choice([0.005, 0.005, 0.2]),
-        network=network or NetworkFaults(lost=trouble, doubled=trouble, corrupted=draw.choice([0.0, trouble])),
+        network=profile.network or NetworkFaults(lost=trouble, doubled=trouble, corrupted=draw.choice([0.0, trouble])),
     )
-
-
-def _fault(cluster: Cluster, kinds: tuple[int, ...]) -> None:
-    world = cluster.world
-    draw, node = world.random, world.random.randrange(cluster.shape.node_count)
-    job = draw.choice(cluster.jobs)
-    match draw.choice(kinds):
-        case 0 | 1:
-            cluster.crash_worker(node)
-        case 2 | 3:
-            cluster.crash_worker(node, after_actions=draw.randrange(60))
-        case 4 | 5 | 6:
-            if cluster.may_lose(node):
-                cluster.lose_node(node, back_after_s=draw.choice([0.5, 4.0, 8.0]))
-        case 7:
-            job.kill("a rank crashed")
-        case 8:
-            job.next_attempt_fresh = True
-            job.kill("a restart that begins afresh")
-        case 9:
-            nodes = set(draw.sample(range(cluster.shape.node_count), draw.randint(1, cluster.shape.node_count)))
-            cluster.partition(nodes, seconds=draw.uniform(0.5, 8.0), one_way=world.chance(0.3))
-        case 10:
-            cluster.freeze(node, draw.uniform(0.3, 5.0))
-        case 11:
-            cluster.slow(node, draw.uniform(1.0, 5.0))
-        case 12:
-            cluster.cut(node)
-        case 13:
-            job.new_sizes = [draw.choice([1, size, size + 100, draw.randint(1, 1200)]) for size in job.sizes]
-        case 14:
-            questions: list[messages.ClientMessage] = [messages.AskRecover(), messages.AskStatus()]
-            cluster.command(node, draw.choice(questions))
-            if world.chance(0.3):
-                cluster.refuse_memory(node, draw.uniform(0.5, 3.0))
 
 
 def _play(cluster: Cluster, profile: Profile) -> Outcome:
@@ -133,8 +138,10 @@ def _play(cluster: Cluster, profile: Profile) -> Outcome:
     world.run_until(lambda: False, deadline_s=world.between(2.0, 8.0))
     end_s = world.now_s + FAULTS_S
     while world.now_s < end_s:
-        _fault(cluster, profile.kinds)
+        world.random.choice(profile.kinds)(cluster)
         world.run_until(lambda: False, deadline_s=world.now_s + world.random.expovariate(1 / profile.pause_s))
+    if profile.beyond:
+        play_beyond(cluster)
     rest(cluster)
     return Outcome(
         events=world.event_count,
@@ -206,7 +213,7 @@ def _owe_read(cluster: Cluster) -> None:
 def run(seed: int, profile_name: str = "everything") -> Outcome:
     """One run; a failure names its seed and shows the end of the transcript."""
     profile = PROFILES[profile_name]
-    cluster = Cluster(seed, shape_of(World(seed), profile.network))
+    cluster = Cluster(seed, shape_of(World(seed), profile))
     try:
         return _play(cluster, profile)
     except Exception as error:

@@ -45,6 +45,9 @@ class Truth:
     let_go: dict[JobSnapshot, set[int]] = field(default_factory=dict)  # who dropped what it had stated, as it may
     chosen: dict[tuple[str, int], SnapshotId | None] = field(default_factory=dict)  # (job, attempt) -> the answer
     forgotten: set[str] = field(default_factory=set)
+    rotten: dict[JobSnapshot, set[int]] = field(default_factory=dict)  # where resting bytes were changed
+    beyond: set[JobSnapshot] = field(default_factory=set)  # more was lost than parity covers
+    offered: dict[str, SnapshotId] = field(default_factory=dict)  # job -> what it was told last to restore
     _phases: dict[tuple[int, str, int], Phase] = field(default_factory=dict)  # of every slot, after its last event
     _held: dict[int, set[JobSnapshot]] = field(default_factory=dict)  # node -> what it held after its last event
     _committed: dict[tuple[int, str], SnapshotId | None] = field(default_factory=dict)
@@ -85,6 +88,13 @@ class Truth:
         for key in [key for key in self._committed if key[0] == node]:
             del self._committed[key]
         self._phases = {key: phase for key, phase in self._phases.items() if key[0] != node}
+
+    def forget(self, job: str) -> None:
+        """An operator lets a job go, or nobody is left who knows of it: its next life begins at nothing."""
+        self.forgotten.add(job)
+        self.offered.pop(job, None)
+        for chosen in [key for key in self.chosen if key[0] == job]:
+            del self.chosen[chosen]
 
     # --- what must be true of a snapshot ---
 
@@ -166,7 +176,9 @@ class Truth:
                 continue
             newer = known.job.committed is not None and known.job.committed > snapshot
             over = known.job.attempt > snapshot.attempt and known.job.committed != snapshot
-            denied = self.denied.get((name, snapshot), set()) - self.stated.get((name, snapshot), set())
+            denied = self.denied.get((name, snapshot), set()) - self.stated_now.get((name, snapshot), set())
+            knowers = [n for (n, j), committed in self._committed.items() if j == name and committed == snapshot]
+            promise(newer or over or not knowers, f"{where} let {snapshot} of {name} go; {knowers} call it committed")
             if not newer:
                 self.let_go.setdefault((name, snapshot), set()).add(node)
             promise(newer or over or denied, f"{where} let {snapshot} of {name} go, whose fact it had stated")
@@ -190,7 +202,7 @@ class Truth:
     def _observe_denial(self, node: int, key: JobSnapshot) -> None:
         self.denied.setdefault(key, set()).add(node)
         self.denied_now.setdefault(key, set()).add(node)
-        doomed = self.denied[key] - self.stated.get(key, set())  # by another that never stated it
+        doomed = self.denied[key] - self.stated_now.get(key, set())  # by one that never stated it, or lost it since
         promise(
             doomed or node not in self.stated_now.get(key, set()),
             f"node {node} denies {key[1]} of {key[0]}, whose fact it had stated",
@@ -226,8 +238,9 @@ class Truth:
         geometry = self.geometry(key)
         held = worker.machine.held.get(slot.memory(name), Held(bytearray(), bytearray(), []))
         what = f"of {snapshot} of {name} on node {node}"
-        promise(held.data == self.image(key, node), f"the image {what} is not what its ranks staged")
-        promise(held.parity == self.parity(key, node), f"the parity {what} does not belong to the data")
+        if node not in self.rotten.get(key, set()):
+            promise(held.data == self.image(key, node), f"the image {what} is not what its ranks staged")
+            promise(held.parity == self.parity(key, node), f"the parity {what} does not belong to the data")
         size = geometry.chunk_bytes
         images = [self.image(key, member) for member in geometry.group_of(node)]
         digests = [chunk_digest(image[i : i + size]) for image in images for i in range(0, len(image), size)]
@@ -250,6 +263,18 @@ class Truth:
     def check_offer(self, job: str, snapshot: SnapshotId) -> None:
         """Nothing uncommitted is offered."""
         promise(self.is_committed((job, snapshot)), f"{snapshot} of {job} is offered and was never committed")
+
+    def check_forward(self, job: str, snapshot: SnapshotId | None) -> None:
+        """Offered steps never go back, while losses stay within what parity covers."""
+        last = self.offered.get(job)
+        if last is not None and (job, last) not in self.beyond:
+            promise(snapshot is not None and snapshot >= last, f"{job} was offered {last}, and now {snapshot}")
+        if snapshot is not None:
+            self.offered[job] = snapshot
+
+    def holds(self, node: int, job: str, snapshot: SnapshotId) -> bool:
+        """Whether a node holds its part of a snapshot."""
+        return (job, snapshot) in self._held.get(node, set())
 
     def check_recoverable(self, job: str, snapshot: SnapshotId) -> None:
         """What is offered is held by enough nodes, those whose worker is away but whose memory is not included."""

@@ -14,6 +14,7 @@ JOB_COUNT_MAX = 16  # jobs on one cluster at once; each has its own slots and cr
 STEP_MAX = 1 << 62  # fits a signed 64-bit integer everywhere
 TEXT_CHARS_MAX = 4096  # reasons and names inside messages
 
+FORGOTTEN_KEPT = 64  # names of jobs that a node remembers to have forgotten: word of them may still be on its way
 GIVEN_UP_KEPT = 8  # given-up snapshots repeated in heartbeats; slots bound how many can be open
 LAYOUTS_KEPT = 4  # layouts of a job that a node remembers: the newest plan and those of snapshots still held
 
@@ -50,6 +51,7 @@ CHUNK_DEADLINE_S = 10.0  # a chunk not acknowledged for so long is sent again
 PROTECT_STALL_S = 60.0  # a snapshot whose protection has not moved for so long is given up
 HEAR_ALL_S = 3.0  # how long the collector waits for live nodes before it decides what to restore
 COMMIT_PAUSE_S = 15.0  # how long a node that was asked what to restore commits nothing, waiting for the decision
+DENY_AFTER_S = 6.0  # how long a replacement denies nothing that its predecessor may have stated and others committed on
 JOIN_S = 3.0  # how long a node that just started waits for a lower collector before it takes the part itself
 CADENCE_AHEAD_S = 1.5  # how far ahead another cadence is announced: three heartbeats, so that all ranks hear in time
 ALLOCATE_DEADLINE_S = 120.0  # populating memory: slow kernels do 2 GiB/s
@@ -66,6 +68,7 @@ assert WORLD_SIZE_MAX * 16 < CONTROL_FRAME_BYTES_MAX < LEDGER_BYTES
 assert HEARTBEAT_S * 3 <= CADENCE_AHEAD_S
 assert HEARTBEAT_S * 2 < PEER_DEADLINE_S <= HEAR_ALL_S
 assert HEAR_ALL_S + PEER_DEADLINE_S < COMMIT_PAUSE_S
+assert PEER_DEADLINE_S + 4 * HEARTBEAT_S < DENY_AFTER_S
 assert CHUNK_DEADLINE_S * 2 < PROTECT_STALL_S
 assert AGREEMENT_STRIPES_MAX * 256 * 4 < CONTROL_FRAME_BYTES_MAX
 assert RANGES_PER_CLIENT_COUNT_MAX <= RANGE_COUNT_MAX

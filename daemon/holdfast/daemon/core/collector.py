@@ -49,6 +49,12 @@ class Collector:
         self.facts.setdefault(job.name, {}).setdefault(snapshot, set()).add(node)
         self.consider(job)
 
+    def reborn(self, node: int) -> None:
+        """Another holds this node's place now, with empty memory: what its predecessor stated is true no more."""
+        for facts in self.facts.values():
+            for nodes in facts.values():
+                nodes.discard(node)
+
     def consider(self, job: Job) -> None:
         """Commit what all participants have protected."""
         if not job.planned or job.current is None:
@@ -112,12 +118,18 @@ class Collector:
             if self.peers.alive(peer.node)
         )
 
-    def decide(self, query: Query, job: Job | None, own: JobReport | None) -> messages.RestoreDecided | None:
-        """The answer to a question; None while a layout that it needs is still being fetched."""
+    def decide(
+        self, query: Query, job: Job | None, own: JobReport | None, *, attempts_over: int = 0
+    ) -> messages.RestoreDecided | None:
+        """The answer to a question; None while a layout that it needs is still being fetched.
+
+        `attempts_over`: numbers up to this one belong to a life of the job that was forgotten.
+        """
         reports = self.peers.reports(query.job)
         if own is not None:
             reports[self.ctx.node] = own
-        attempt = max((report.attempt for report in reports.values()), default=0) + 1
+        attempt = max((report.attempt for report in reports.values()), default=0)
+        attempt = max(attempt, attempts_over) + 1
         candidates = sorted({report.committed for report in reports.values() if report.committed}, reverse=True)
         if not candidates or job is None:
             return messages.RestoreDecided(query.job, query.request, attempt, None, None)

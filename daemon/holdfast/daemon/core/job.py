@@ -44,6 +44,8 @@ class Job:
     openings: Openings = field(init=False)
     cadences: tuple[Cadence, ...] = ()  # announced for the newest plan
     left_roles: set[int] = field(default_factory=set)
+    joined_ns: int | None = None  # when the attempt was heard of that had begun before; None: heard its beginning
+    doubtful: dict[SnapshotId, str] = field(default_factory=dict)  # denied as soon as it is certain that they may be
     pause_ns: int = 0  # until then nothing is committed: the collector is deciding what to restore
     closed: bool = False
     no_memory: str = ""  # why the newest layout has less than all its slots here; empty if it has them
@@ -110,11 +112,16 @@ class Job:
 
     # --- attempts ---
 
-    def begin_attempt(self, attempt: int, chosen: SnapshotId | None) -> None:
-        """A job's next life: only the chosen snapshot of earlier attempts counts from now on."""
+    def begin_attempt(self, attempt: int, chosen: SnapshotId | None, *, late: bool = False) -> None:
+        """A job's next life: only the chosen snapshot of earlier attempts counts from now on.
+
+        `late`: it began before this node heard of it, so an earlier holder of the node's place may have taken part.
+        """
         if attempt <= self.attempt:
             return
         self.attempt = attempt
+        self.joined_ns = self.ctx.now_ns if late else None
+        self.doubtful.clear()
         self.pause_ns = 0
         self.planned = False
         self.roles.clear()
@@ -364,9 +371,30 @@ class Job:
             return
         if slot is not None and slot.phase in COMPLETE:
             return
+        if self._may_be_stated(snapshot):
+            self.doubtful.setdefault(snapshot, reason)
+            return
         self.ctx.tell_all(messages.NodeGaveUp(self.name, snapshot, self.ctx.node, reason[: limits.TEXT_CHARS_MAX]))
         self.ctx.log(f"job {self.name}: {snapshot} given up: {reason}", "warning")
         self._forget_snapshot(snapshot, reason)
+
+    def _may_be_stated(self, snapshot: SnapshotId) -> bool:
+        """Whether an earlier holder of this node's place may have stated the fact, and somebody have committed on it.
+
+        Its facts count no more for who hears of this one; who committed before says so within a few heartbeats. What
+        a rank begins here was not sealed before.
+        """
+        if self.joined_ns is None or snapshot in self.openings.begun.values():
+            return False
+        return self.ctx.now_ns < self.joined_ns + int(limits.DENY_AFTER_S * 1e9)
+
+    def tick(self) -> None:
+        """Deny what was in doubt and is not any more."""
+        for snapshot, reason in list(self.doubtful.items()):
+            if not self._may_be_stated(snapshot):
+                del self.doubtful[snapshot]
+                if self.committed is None or snapshot > self.committed:
+                    self.give_up_snapshot(snapshot, reason)
 
     def peer_gave_up(self, snapshot: SnapshotId, reason: str) -> None:
         """A participant will never state its fact: the snapshot can't commit, so even a stated fact may be let go."""

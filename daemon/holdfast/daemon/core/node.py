@@ -1,15 +1,15 @@
 """One node's brain: every event enters by `Node.handle`, every decision leaves as an action.
 
-Covers dispatch, the order of effects, and what concerns all jobs at once (heartbeats, the ledger, forgetting). The
-ledger is written before anything else that an event causes, so that a stated fact is never newer than what a restarted
-worker knows.
+Covers dispatch, the order of effects, and what concerns all jobs at once (heartbeats, the ledger, forgetting). Digests
+go to held memory first, then the ledger is written, before anything else that an event causes: so the ledger never
+calls complete what lacks a digest, and a stated fact is never newer than what a restarted worker knows.
 """
 
 from collections.abc import Mapping
 
 from holdfast.daemon.core import events
 from holdfast.daemon.core import resume as ledger_side
-from holdfast.daemon.core.actions import Action, DropFrames, WriteLedger
+from holdfast.daemon.core.actions import Action, DropFrames, StoreDigests, WriteLedger
 from holdfast.daemon.core.arena import Arena
 from holdfast.daemon.core.asks import Asks
 from holdfast.daemon.core.client_side import ClientSide
@@ -118,10 +118,13 @@ class Node:
     def _flush(self) -> list[Action]:
         record = ledger_side.record(self.registry)
         actions, self.ctx.actions = self.ctx.actions, []
-        if record != self.written:
-            self.written = record
-            actions.insert(0, WriteLedger(record))
-        return actions
+        if record == self.written:
+            return actions
+        self.written = record
+        # The ledger must never call a snapshot complete whose digest table is not, so the table goes first.
+        tables = [action for action in actions if isinstance(action, StoreDigests)]
+        others = [action for action in actions if not isinstance(action, StoreDigests)]
+        return [*tables, WriteLedger(record), *others]
 
     def check(self) -> None:
         """Assert every invariant; tests and the simulator call this after each event."""

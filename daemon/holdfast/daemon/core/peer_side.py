@@ -58,10 +58,11 @@ class PeerSide:
             if peer.refused == text:
                 return
             peer.refused = text
-            if event.code == "superseded" and not event.by_us and event.incarnation and not self._holds_anything():
+            behind = event.incarnation > self.ctx.incarnation  # else it speaks of one that was before us, and is back
+            if event.code == "superseded" and not event.by_us and behind and not self._holds_anything():
                 # This is a fresh replacement whose clock lags: take the slot over. It may know jobs already, since it
                 # believes the others while they refuse it.
-                self.ctx.incarnation = max(self.ctx.incarnation, event.incarnation + 1)
+                self.ctx.incarnation = event.incarnation + 1
                 text += f"; going on as incarnation {self.ctx.incarnation}"
         self.ctx.log(text, "error")
 
@@ -82,6 +83,8 @@ class PeerSide:
             text = f"incarnation {event.incarnation} is superseded by {known}, which holds this node's slot"
             self._refuse(event.node, "superseded", text, incarnation=known)
             return
+        if 0 < known < event.incarnation:
+            self.collector.reborn(event.node)
         if lost_flight:
             self.flight_lost(event.node, restarted=True)
         self._peer_message(event.node, message)
@@ -154,7 +157,8 @@ class PeerSide:
 
     def _peer_job_message(self, node: int, message: messages.PeerMessage) -> None:
         name = getattr(message, "job", "")
-        parts = self.registry.obtain(name) if isinstance(message, messages.LayoutAnnounced) else self.registry.get(name)
+        new = isinstance(message, messages.LayoutAnnounced) and not self.registry.is_forgotten(name, message.attempt)
+        parts = self.registry.obtain(name) if new else self.registry.get(name)
         if parts is None:
             return
         parts.healing.said(node, message)
@@ -194,18 +198,22 @@ class PeerSide:
     def _peer_gave_up(self, job: Job, snapshot: SnapshotId, loser: int, reason: str, *, told_by: int) -> None:
         if snapshot in job.given_up:
             return
+        collector = self.peers.collector
+        if told_by not in self.ctx.group and collector not in {told_by, self.ctx.node}:
+            return  # its own group and the collector hear it, who know whether another holds its place by now
         text = f"node {self.ctx.name_of(loser)}: {reason}" if loser < len(self.ctx.config.nodes) else reason
         job.peer_gave_up(snapshot, text[: limits.TEXT_CHARS_MAX])
         if told_by == loser and self.peers.collector == self.ctx.node:
             self.ctx.tell_all(messages.NodeGaveUp(job.name, snapshot, loser, reason))  # to the other groups
 
     def _heard_report(self, node: int, heard: messages.JobReport) -> None:
-        parts = self.registry.obtain(heard.job) if heard.attempt else None
+        known = heard.attempt and not self.registry.is_forgotten(heard.job, heard.attempt)
+        parts = self.registry.obtain(heard.job) if known else None
         if parts is None:
             return
         job = parts.job
         if heard.attempt > job.attempt:
-            job.begin_attempt(heard.attempt, heard.committed)
+            job.begin_attempt(heard.attempt, heard.committed, late=True)
         elif heard.attempt == job.attempt and heard.committed is not None:
             job.commit(heard.committed)
         if heard.attempt == job.attempt:

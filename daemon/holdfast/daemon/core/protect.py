@@ -291,6 +291,7 @@ class Protect:
 
     def tick(self) -> None:
         """Deadlines."""
+        self.job.tick()
         for slot in self.job.slots:
             if slot.transfer is not None:
                 self._check_deadlines(slot, slot.transfer)

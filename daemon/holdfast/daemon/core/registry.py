@@ -45,6 +45,7 @@ class Registry:
     collector: Collector
     pursuits: Pursuits
     table: dict[str, JobParts] = field(default_factory=dict)
+    forgotten: dict[str, int] = field(default_factory=dict)  # job -> its attempt when it was forgotten here
 
     def __iter__(self) -> Iterator[JobParts]:
         return iter(list(self.table.values()))
@@ -82,6 +83,10 @@ class Registry:
         if name in self.table:
             self.table[name].job.pause_ns = 0
 
+    def is_forgotten(self, name: str, attempt: int) -> bool:
+        """Whether somebody still speaks of an attempt that was forgotten here, together with the job."""
+        return name not in self.table and attempt <= self.forgotten.get(name, 0)
+
     def obtain(self, name: str) -> JobParts | None:
         """A job by name, created when it is new and there is room for one more."""
         if name not in self.table:
@@ -100,6 +105,10 @@ class Registry:
         if parts is None:
             return False
         parts.rebuild.cancel("the job was forgotten")
+        self.forgotten.pop(name, None)  # the newest at the end
+        self.forgotten[name] = parts.job.attempt
+        if len(self.forgotten) > limits.FORGOTTEN_KEPT:
+            del self.forgotten[next(iter(self.forgotten))]
         for slot in parts.job.slots:
             if slot.phase is not Phase.ABSENT:
                 self.arena.release(slot.memory(name))

@@ -62,7 +62,8 @@ class Restoring:
             own = (
                 report.job_report(parts.job, parts.rebuild, parts.healing.drill.shown()) if parts is not None else None
             )
-            decided = self.collector.decide(query, parts.job if parts else None, own)
+            over = self.registry.forgotten.get(query.job, 0)  # word of its attempts may still be on its way
+            decided = self.collector.decide(query, parts.job if parts else None, own, attempts_over=over)
             if decided is None:
                 continue
             self.collector.queries.remove(query)
@@ -72,6 +73,8 @@ class Restoring:
 
     def decided(self, decided: messages.RestoreDecided, asker: int | None = None) -> None:
         """The collector has decided: begin the attempt here, and answer the rank if it asked here."""
+        if self.registry.is_forgotten(decided.job, decided.attempt) and not decided.problem:
+            return
         if decided.problem:
             self.registry.resume_commits(decided.job)
         else:
