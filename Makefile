@@ -6,7 +6,7 @@ PIP_ARGS ?=
 BIN     = $(VENV)/bin
 READY   = $(VENV)/.ready
 
-.PHONY: demo test slurm-test lint format bench clean
+.PHONY: demo test sim chaos slurm-test lint format bench clean
 
 demo: $(READY)
 	$(BIN)/holdfast demo
@@ -17,6 +17,18 @@ test: lint
 # A real Slurm on this machine, four minutes. As root, with Debian's slurm-wlm and munge installed.
 slurm-test: $(READY)
 	$(BIN)/python -m pytest -m slurm tests/slurm
+
+# Simulated clusters on all cores; each failure is one line with what replays it: make sim SEEDS=1000 FIRST=0
+SEEDS ?= 200
+FIRST ?= 0
+sim: $(READY)
+	cd tests && ../$(BIN)/python -m sim.batch --seeds $(SEEDS) --first $(FIRST)
+
+# Real daemons under a seeded schedule of kills, stops, losses and bit flips: make chaos MINUTES=30 CHAOS_SEED=1
+MINUTES ?= 5
+CHAOS_SEED ?= 1
+chaos: $(READY)
+	$(BIN)/python tests/chaos/chaos.py --minutes $(MINUTES) --seed $(CHAOS_SEED)
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

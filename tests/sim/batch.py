@@ -19,7 +19,7 @@ from pathlib import Path
 from sim.scenario import PROFILES, ScenarioError, run
 
 # Small clusters are cheap and fail for the same reasons as wide ones, so most runs are of them.
-MIX = ("everything", "restarts", "losses", "crashes", "everything", "beyond", "losses", "crashes", "everything", "wide")
+MIX = ("everything", "restarts", "losses", "crashes", "reads", "beyond", "losses", "crashes", "everything", "wide")
 BATCH_PER_PROCESS = 60  # clusters queued at once
 RUNS_PER_PROCESS = 200  # then a fresh one, so that nothing adds up
 

@@ -8,11 +8,12 @@ from sim.scenario import PROFILES, ScenarioError, run
 
 # Seeds below 10 seconds of one core all together; every group size and parity is among them.
 SEEDS = (
-    *(("everything", seed) for seed in (2, 4, 7, 8, 13, 14, 15, 16, 19, 20, 22)),
-    *(("restarts", seed) for seed in (2, 4, 7, 8, 12, 13, 14, 15, 18, 20, 22)),
-    *(("losses", seed) for seed in (2, 4, 7, 8, 13, 14, 15)),
+    *(("everything", seed) for seed in (2, 4, 7, 8, 13, 15, 16, 19, 22)),
+    *(("restarts", seed) for seed in (2, 4, 7, 8, 13, 14, 15, 18, 22)),
+    *(("losses", seed) for seed in (2, 4, 6, 7, 8, 13, 15)),
     *(("reads", seed) for seed in (2, 7, 8)),
-    *(("crashes", seed) for seed in (2, 4, 7, 8, 13, 14, 15)),
+    *(("crashes", seed) for seed in (1, 2, 4, 7, 8, 13, 15)),
+    *(("beyond", seed) for seed in (2, 5)),
 )
 
 
@@ -25,7 +26,9 @@ def test_a_cluster_keeps_its_promises_under_faults_and_makes_progress_after_them
 
 def test_seeds_that_nobody_has_tried(request: pytest.FixtureRequest) -> None:
     for _ in range(request.config.getoption("--sim-fresh")):
-        run(secrets.randbelow(1 << 32), secrets.choice(sorted(PROFILES)))
+        run(
+            secrets.randbelow(1 << 32), secrets.choice(sorted(set(PROFILES) - {"wide"}))
+        )  # wide ones take too long here
 
 
 def test_the_same_seed_plays_the_same_run() -> None:
