@@ -6,6 +6,7 @@ the keeper's. Mappings stay valid while anybody still uses a view of them, also 
 
 import contextlib
 import mmap
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy.typing as npt
 from holdfast.daemon.core.memory import Memory, Sizes
 from holdfast.daemon.shell.keeping import KeeperLink, make_sealed
 
+_PART_BYTES = 256 << 20  # of a populating thread at a time; a multiple of every huge page size below 1 GiB
 _MADV_POPULATE_WRITE = 23  # Linux 5.14; not named by the mmap module of Python 3.11
 
 
@@ -36,8 +38,8 @@ class SlotMemory:
 class ArenaMemory:
     """All slot memory of this worker."""
 
-    def __init__(self, link: KeeperLink) -> None:
-        self._link = link
+    def __init__(self, link: KeeperLink, *, threads: int = 1) -> None:
+        self._link, self._threads = link, threads  # that many populate one slot's memory: the kernel zeroes every page
         self._slots: dict[Memory, SlotMemory] = {}
 
     def get(self, memory: Memory) -> SlotMemory | None:
@@ -55,7 +57,7 @@ class ArenaMemory:
                 self._link.hold(name, make_sealed(f"holdfast-{part}", size_bytes))
                 made.append(name)
                 with mmap.mmap(self._link.held[name], size_bytes) as mapping:
-                    _populate(mapping)
+                    _populate(mapping, self._threads)
         except OSError:
             for name in made:
                 self._link.drop(name)
@@ -96,10 +98,13 @@ class ArenaMemory:
                 self._link.drop(name)
 
 
-def _populate(mapping: mmap.mmap) -> None:
+def _populate(mapping: mmap.mmap, threads: int) -> None:
     with contextlib.suppress(OSError):  # a kernel without huge pages for shared memory: 4 KiB pages work as well
         mapping.madvise(mmap.MADV_HUGEPAGE)
-    mapping.madvise(_MADV_POPULATE_WRITE)
+    parts = [(start, min(_PART_BYTES, len(mapping) - start)) for start in range(0, len(mapping), _PART_BYTES)]
+    with ThreadPoolExecutor(max_workers=threads, thread_name_prefix="populate") as pool:
+        for _ in pool.map(lambda part: mapping.madvise(_MADV_POPULATE_WRITE, *part), parts):
+            pass  # an error of any part is raised here
 
 
 def _mapped(descriptor: int, size_bytes: int) -> memoryview:

@@ -1,7 +1,8 @@
 """Work on bytes, off the loop's thread: digests, parity, rebuilding, verifying, and populating memory.
 
-Covers carrying out actions that touch many bytes; each ends in an event. One thread codes, another makes memory, so
-that a job that attaches never delays the protection of another. Work on memory that was freed meanwhile does nothing.
+Covers carrying out actions that touch many bytes; each ends in an event. Threads of their own code, and one makes
+memory, so that a job that attaches never delays the protection of another. Work on memory that was freed meanwhile does
+nothing.
 """
 
 import logging
@@ -25,23 +26,40 @@ log = logging.getLogger(__name__)
 A = TypeVar("A", bound=actions.Action)
 
 
-class Coder:
-    """Two threads and the engine."""
+CODING_THREADS_MAX = 4  # digests and parity at 10 GB/s each: four of them feed the fastest network there is
+CORES_PER_CODING_THREAD = 4  # training comes first
 
-    def __init__(
+
+def coding_threads() -> int:
+    """How many threads may code on this machine: a quarter of the cores that this process may use, at least one."""
+    return max(1, min(CODING_THREADS_MAX, len(os.sched_getaffinity(0)) // CORES_PER_CODING_THREAD))
+
+
+class Coder:
+    """The coding threads and the engine.
+
+    Orders for the same place in memory, data chunk or parity chunk, go to the same thread and so keep their order. Long
+    reads (digests, verifying) are cut into parts, one for each thread.
+    """
+
+    def __init__(  # noqa: PLR0913  # all but the engine and its code are what it works between
         self,
         *,
         engine: Engine,
         chunk_bytes: int,
-        params: Callable[[], CodeParams],
+        params: CodeParams,
         arena: ArenaMemory,
         bulk: BulkPlane,
         report: Callable[[events.Event], None],
+        threads: int = 1,
     ) -> None:
         self._engine, self._chunk_bytes, self._params = engine, chunk_bytes, params
         self._arena, self._bulk, self._report = arena, bulk, report
         self.worked: Callable[[actions.Action, float], None] = lambda _action, _seconds: None  # who wants to know
-        self._coding = ThreadPoolExecutor(max_workers=1, thread_name_prefix="coder")
+        self._coding = [ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"coder-{n}") for n in range(threads)]
+        # With one thread all work queues up behind each other; with more, a long read must not hold up parity.
+        self._reading = ThreadPoolExecutor(max_workers=1, thread_name_prefix="read") if threads > 1 else self._coding[0]
+        self._parts = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="part")
         self._making = ThreadPoolExecutor(max_workers=1, thread_name_prefix="memory")
 
     def order(self, action: actions.Action) -> bool:
@@ -50,20 +68,23 @@ class Coder:
             case actions.Allocate():
                 self._run(self._making, self._allocate, action)
             case actions.DigestChunks():
-                self._run(self._coding, self._digest, action)
-            case actions.EncodeParity():
-                self._run(self._coding, self._encode, action)
+                self._run(self._reading, self._digest, action)
             case actions.VerifyChunks():
-                self._run(self._coding, self._verify, action)
+                self._run(self._reading, self._verify, action)
+            case actions.EncodeParity():
+                self._run(self._thread_of(action.parity_index), self._encode, action)
             case actions.ServeChunk():
-                self._run(self._coding, self._serve, action)
+                self._run(self._thread_of(action.header.chunk), self._serve, action)
             case actions.AddToSum():
-                self._run(self._coding, self._add, action)
+                self._run(self._thread_of(action.header.chunk), self._add, action)
             case actions.StoreSum():
-                self._run(self._coding, self._store, action)
+                self._run(self._thread_of(action.chunk), self._store, action)
             case _:
                 return False
         return True
+
+    def _thread_of(self, chunk: int) -> ThreadPoolExecutor:
+        return self._coding[chunk % len(self._coding)]
 
     def _run(self, pool: ThreadPoolExecutor, work: Callable[[A], None], action: A) -> None:
         pool.submit(self._guarded, work, action)
@@ -80,7 +101,8 @@ class Coder:
 
     def stop(self) -> None:
         """Let the running work end and take no more."""
-        self._coding.shutdown(wait=True, cancel_futures=True)
+        for pool in (self._reading, *self._coding, self._parts):
+            pool.shutdown(wait=True, cancel_futures=True)
         self._making.shutdown(wait=True, cancel_futures=True)
 
     def _allocate(self, action: actions.Allocate) -> None:
@@ -98,8 +120,7 @@ class Coder:
         slot = self._arena.get(action.memory)
         if slot is None:
             return
-        chunks = range(action.first_chunk, action.first_chunk + action.count)
-        digests = tuple(chunk_digest(self._chunk(slot.data, chunk)) for chunk in chunks)
+        digests = self._digests(slot.data, range(action.first_chunk, action.first_chunk + action.count))
         self._report(events.ChunksDigested(action.memory, action.snapshot, action.first_chunk, digests))
 
     def _encode(self, action: actions.EncodeParity) -> None:
@@ -110,7 +131,7 @@ class Coder:
             return  # freed or dropped meanwhile; the snapshot is gone, or the sender sends again
         parity = self._chunk(slot.parity, action.parity_index)
         columns = [position for position, _ in action.sources]
-        row = parity_matrix(self._params())[action.row : action.row + 1, columns]
+        row = parity_matrix(self._params)[action.row : action.row + 1, columns]
         self._engine.matmul(row, sources, [parity])
         self._bulk.drop(tuple(key for _, key in action.sources))
         self._report(events.ParityEncoded(action.memory, action.snapshot, action.stripe, chunk_digest(parity)))
@@ -119,12 +140,24 @@ class Coder:
         slot = self._arena.get(action.memory)
         if slot is None:
             return
-        bad = tuple(
-            chunk
-            for chunk, digest in enumerate(action.digests, start=action.first_chunk)
-            if chunk_digest(self._chunk(slot.data if action.kind == "data" else slot.parity, chunk)) != digest
-        )
+        source = slot.data if action.kind == "data" else slot.parity
+        chunks = range(action.first_chunk, action.first_chunk + len(action.digests))
+        found = zip(chunks, action.digests, self._digests(source, chunks), strict=True)
+        bad = tuple(chunk for chunk, digest, read in found if digest != read)
         self._report(events.ChunksVerified(action.memory, action.ticket, bad))
+
+    def _digests(self, data: memoryview, chunks: range) -> tuple[int, ...]:
+        """The digests of consecutive chunks, read by all threads at once."""
+
+        def part(some: range) -> list[int]:
+            return [chunk_digest(self._chunk(data, chunk)) for chunk in some]
+
+        count = len(self._coding)
+        if count == 1:
+            return tuple(part(chunks))
+        share = -(-len(chunks) // count)
+        parts = self._parts.map(part, [chunks[start : start + share] for start in range(0, len(chunks), share or 1)])
+        return tuple(digest for found in parts for digest in found)
 
     def _own(self, term: actions.OwnTerm) -> memoryview | None:
         """A chunk at rest, None if it is gone or fails its digest."""
