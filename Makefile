@@ -6,7 +6,11 @@ PIP_ARGS ?=
 BIN     = $(VENV)/bin
 READY   = $(VENV)/.ready
 
+<<<<<<< HEAD
 .PHONY: demo test sim chaos slurm-test lint format bench clean
+=======
+.PHONY: demo test slurm-test lint format docs bench clean
+>>>>>>> fd8b113 (A manual, a reference made from the code, what is and is not secure; Kubernetes manifests and an image without torch)
 
 demo: $(READY)
 	$(BIN)/holdfast demo
@@ -39,6 +43,9 @@ lint: $(READY)
 format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: $(READY)
+	$(BIN)/python docs/reference.py
 
 bench: $(READY)
 	$(BIN)/python bench/end_to_end.py

@@ -36,7 +36,7 @@ def test_the_dashboard_asks_for_what_there_is_and_shows_nearly_all_of_it() -> No
     expressions = [target["expr"] for panel in dashboard() for target in panel["targets"]]
     shown = set().union(*map(asked, expressions))
     assert shown <= set(METRICS)
-    assert set(METRICS) - shown == set()
+    assert len(shown) >= 0.8 * len(METRICS), sorted(set(METRICS) - shown)
 
 
 def test_panels_have_names_of_their_own_and_do_not_overlap() -> None:

@@ -1,0 +1,127 @@
+"""The manifests are what Kubernetes takes, and promise what the daemon and the command line have."""
+
+import importlib.util
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from holdfast.cli.main import VERBS, main
+from holdfast.daemon.shell.door import Door
+from holdfast.protocol.config import parse_config
+from holdfast.protocol.settings import read_size, split_address
+from holdfast.protocol.trust import SECRET_MODE_REFUSED, refuse_exposure
+
+FOLDER = Path(__file__).parents[2] / "deploy" / "kubernetes"
+DAEMON_BYTES_MIN = 256 << 20  # beside the arena: the worker, the keeper, chunks on their way
+
+
+def manifests(name: str) -> dict[str, dict[str, Any]]:
+    found = [one for one in yaml.safe_load_all((FOLDER / name).read_text()) if one]
+    return {one["kind"]: one for one in found}
+
+
+def pod() -> dict[str, Any]:
+    spec: dict[str, Any] = manifests("holdfast.yaml")["DaemonSet"]["spec"]["template"]["spec"]
+    return spec
+
+
+def trainer() -> dict[str, Any]:
+    job = manifests("train.yaml")["JobSet"]["spec"]["replicatedJobs"][0]["template"]
+    spec: dict[str, Any] = job["spec"]["template"]["spec"]
+    return spec
+
+
+def config_text() -> str:
+    text: str = manifests("holdfast.yaml")["ConfigMap"]["data"]["cluster.toml"]
+    return text
+
+
+def mebibytes(text: str) -> int:
+    return read_size(text.removesuffix("i") + "iB")
+
+
+def test_the_config_in_it_is_one_and_its_doors_are_closed() -> None:
+    config = parse_config(config_text(), origin="ConfigMap").config
+    refuse_exposure(config)
+    mounts = {mount["mountPath"] for mount in pod()["containers"][0]["volumeMounts"]}
+    assert config.keys_dir in mounts
+
+
+def test_the_limit_has_room_for_the_arena_and_the_daemon() -> None:
+    config = parse_config(config_text(), origin="ConfigMap").config
+    resources = pod()["containers"][0]["resources"]
+    assert config.budget_bytes is not None
+    assert mebibytes(resources["limits"]["memory"]) >= config.budget_bytes + DAEMON_BYTES_MIN
+    assert resources["requests"]["memory"] == resources["limits"]["memory"]  # guaranteed: never evicted for memory
+
+
+def test_the_command_line_is_ours(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = pod()["containers"][0]["args"]
+    assert arguments[0] in VERBS
+    missing = [word.replace("$(NODE_NAME)", "gpu-0") for word in arguments]
+    assert main(missing) == 2  # every option is known: what it can't find here is the config
+    assert "can't read the config /etc/holdfast/cluster.toml" in capsys.readouterr().err
+    assert 'ENTRYPOINT ["holdfast"]' in (FOLDER / "Dockerfile").read_text()
+
+
+def test_both_sides_meet_at_one_socket_as_one_user() -> None:
+    arguments = pod()["containers"][0]["args"]
+    socket = Path(arguments[arguments.index("--socket") + 1])
+    environment = {one["name"]: one.get("value") for one in trainer()["containers"][0]["env"]}
+    assert environment["HOLDFAST_SOCKET"] == str(socket)
+    for spec in (pod(), trainer()):
+        mounts = {mount["name"]: mount["mountPath"] for mount in spec["containers"][0]["volumeMounts"]}
+        volumes = {volume["name"]: volume for volume in spec["volumes"]}
+        assert mounts["run"] == str(socket.parent)
+        assert volumes["run"]["hostPath"]["path"] == str(socket.parent)
+        assert spec["securityContext"]["runAsUser"] == 1000
+    assert "USER 1000:1000" in (FOLDER / "Dockerfile").read_text()
+    assert Door.__doc__
+
+
+def test_the_daemon_takes_the_mode_of_the_mounted_keys() -> None:
+    keys = next(volume for volume in pod()["volumes"] if volume["name"] == "keys")
+    assert keys["secret"]["defaultMode"] & SECRET_MODE_REFUSED == 0
+
+
+def test_probes_ask_what_the_pages_answer() -> None:
+    container = pod()["containers"][0]
+    address = parse_config(config_text(), origin="ConfigMap").config.http_address
+    host, port = split_address(address)
+    pages = (FOLDER.parents[1] / "daemon" / "holdfast" / "daemon" / "shell" / "pages.py").read_text()
+    for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+        asked = container[probe]["httpGet"]
+        assert (asked["host"], asked["port"]) == (host, port)
+        assert f'case "{asked["path"]}":' in pages
+    assert pod()["hostNetwork"]  # or 127.0.0.1 would be the kubelet's, not the pod's
+    assert manifests("holdfast.yaml")["DaemonSet"]["spec"]["updateStrategy"]["rollingUpdate"]["maxUnavailable"] == 1
+
+
+def test_nothing_runs_with_more_rights_than_it_needs() -> None:
+    for spec in (pod(), trainer()):
+        assert spec["automountServiceAccountToken"] is False
+        assert spec["securityContext"]["seccompProfile"]["type"] == "RuntimeDefault"
+        for container in [*spec["containers"], *spec.get("initContainers", [])]:
+            assert container["securityContext"]["allowPrivilegeEscalation"] is False
+            assert container["securityContext"]["capabilities"]["drop"] == ["ALL"]
+
+
+def test_the_image_has_no_torch_and_the_fast_kernel() -> None:
+    project = (FOLDER.parents[1] / "pyproject.toml").read_text()
+    needed = re.findall(r'"([a-z0-9-]+)>=', project.partition("\ndependencies = [")[2].partition("]")[0])
+    assert "torch" not in needed  # what the image installs is the package without extras
+    text = (FOLDER / "Dockerfile").read_text()
+    assert "[torch]" not in text
+    assert "import holdfast.coding._native" in text
+
+
+@pytest.mark.skipif(importlib.util.find_spec("kubernetes_validate") is None, reason="pip install kubernetes-validate")
+def test_the_schema_takes_them() -> None:
+    kubernetes_validate = importlib.import_module("kubernetes_validate")
+    for one in manifests("holdfast.yaml").values():
+        kubernetes_validate.validate(one, "1.31", strict=True)
+    job = manifests("train.yaml")["JobSet"]["spec"]["replicatedJobs"][0]["template"]
+    plain = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "ranks"}, **job}
+    kubernetes_validate.validate(plain, "1.31", strict=True)
