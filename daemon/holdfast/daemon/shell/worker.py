@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 
 import msgspec
-from holdfast.coding import CodeParams, select_engine, why_not_native
+from holdfast.coding import CodeParams, Engine, select_engine, why_not_native
 from holdfast.coding.errors import CodingError
 from holdfast.daemon.core import actions, events
 from holdfast.daemon.core.context import Context
@@ -96,10 +96,7 @@ class Worker:
         self.control = ControlPlane(config, node, keys, self.zmq_context)
         self.bulk = BulkPlane(config, node, self.bulk_context, self.inbox.put)
         self.arena = ArenaMemory(link, threads=coding_threads())
-        engine = select_engine(None if config.engine == "auto" else config.engine)
-        log.info("coding engine %s (%s)", engine.name, engine.detail)
-        if config.engine == "auto" and engine.name != "native":
-            log.warning("coding runs on %s, slower than our own kernel: %s", engine.name, why_not_native())
+        engine = _engine_of(config)
         self.meters = Meters(chunk_bytes=config.chunk_bytes, version=version("holdfast"), engine_detail=engine.detail)
         self.ledger = LedgerMemory(link)
         placement = place([n.domain for n in config.nodes], group_size=config.group_size, parity=config.parity)
@@ -342,6 +339,15 @@ class Worker:
         self.door.close()
         self.bulk_context.destroy(linger=0)
         self.zmq_context.destroy(linger=0)
+
+
+def _engine_of(config: ClusterConfig) -> Engine:
+    """The engine that the config asks for; which one it is, and why not the fastest, is said."""
+    engine = select_engine(None if config.engine == "auto" else config.engine)
+    log.info("coding engine %s (%s)", engine.name, engine.detail)
+    if config.engine == "auto" and engine.name != "native":
+        log.warning("coding runs on %s, slower than our own kernel: %s", engine.name, why_not_native())
+    return engine
 
 
 def _arguments() -> argparse.Namespace:
