@@ -6,11 +6,7 @@ PIP_ARGS ?=
 BIN     = $(VENV)/bin
 READY   = $(VENV)/.ready
 
-<<<<<<< HEAD
-.PHONY: demo test sim chaos slurm-test lint format bench clean
-=======
-.PHONY: demo test slurm-test lint format docs bench clean
->>>>>>> fd8b113 (A manual, a reference made from the code, what is and is not secure; Kubernetes manifests and an image without torch)
+.PHONY: demo test sim chaos slurm-test lint format docs bench clean
 
 demo: $(READY)
 	$(BIN)/holdfast demo
