@@ -54,5 +54,23 @@ def test_the_plain_loop_goes_on_where_it_ended(sockets: str) -> None:
     assert "'committed_step': 40" in second
 
 
+def test_fsdp2_comes_back_on_fewer_ranks_and_is_loaded_without_training(sockets: str) -> None:
+    def torchrun(ranks: int, *arguments: str) -> str:
+        launcher = ("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}")
+        return run(sockets, *launcher, str(EXAMPLES / "fsdp2_reshard.py"), *arguments)
+
+    first = torchrun(3, "--steps", "3")
+    assert "starting anew" in first
+    loaded = torchrun(1, "--only-load")
+    assert sums(loaded) == {"loaded step 2 on 1": sums(first)["trained on 3"]}
+    second = torchrun(2, "--steps", "5")
+    assert sums(second)["restored on 2"] == sums(first)["trained on 3"]
+    assert sums(second)["trained on 2"] != sums(first)["trained on 3"]
+
+
+def sums(printed: str) -> dict[str, str]:
+    return dict(re.findall(r"^(.+ on \d+) ranks, sum (.+)$", printed, re.MULTILINE))
+
+
 def losses(printed: str) -> set[str]:
     return set(re.findall(r"step \d+ loss [\d.]+", printed))

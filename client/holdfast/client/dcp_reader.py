@@ -32,6 +32,8 @@ from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPla
 from torch.distributed.checkpoint.storage import StorageReader
 from torch.futures import Future
 
+LOOKS_MAX = 5  # at snapshots that were freed while they were looked at
+
 
 class Ranges(ShardBytes, Protocol):
     """What `RangeReader` offers, as far as it is used here."""
@@ -193,6 +195,16 @@ class HoldfastReader(StorageReader):
         self.close()
         source = self._connect()
         try:
+            self._found = self._look(source)
+        except Exception:
+            source.close()
+            raise
+        self._source = source
+        return self._found
+
+    def _look(self, source: Ranges) -> Catalogue:
+        """Find the newest snapshot and read its heads, again if a newer one is committed meanwhile."""
+        for attempts_left in reversed(range(LOOKS_MAX)):
             committed = source.committed()
             if committed is None:
                 raise NotRecoverableError(f"nothing of job {self._job!r} is committed; see 'holdfast status'")
@@ -201,15 +213,18 @@ class HoldfastReader(StorageReader):
                     f"expected step {self._wanted_step} of job {self._job!r}, the newest committed one is "
                     f"{committed.snapshot.step}: only that is held"
                 )
-            self._found = catalogue_of(read_heads(source), allow_pickle=self._allow_pickle)
-        except SupersededError as error:
-            source.close()
-            raise NotRecoverableError(f"a newer step, {error.newest}, was committed meanwhile: load again") from error
-        except Exception:
-            source.close()
-            raise
-        self._source, self._snapshot = source, committed.snapshot
-        return self._found
+            try:
+                found = catalogue_of(read_heads(source), allow_pickle=self._allow_pickle)
+            except SupersededError as error:
+                if not attempts_left:
+                    raise NotRecoverableError(
+                        f"job {self._job!r} commits faster than its snapshots' descriptions can be read; "
+                        f"{error.newest} is the newest: load again, or pause the training"
+                    ) from error
+                continue
+            self._snapshot = committed.snapshot
+            return found
+        raise AssertionError("the last look returns or raises")
 
     def _read(self, item: ReadItem, planner: LoadPlanner) -> None:
         assert self._source is not None

@@ -14,6 +14,7 @@ from holdfast.daemon.core.peers import Peers
 from holdfast.daemon.core.registry import Registry
 from holdfast.protocol import limits, messages
 from holdfast.protocol.exit_codes import ExitCode
+from holdfast.protocol.ids import SnapshotId
 
 ASK_AGAIN_S = 1.0  # a question or its answer may be lost
 Answer = Callable[[messages.CommittedGiven | None], None]  # None: the collector gave no answer in time
@@ -95,7 +96,8 @@ class Offers:
             decided = self.collector.decide(query, parts.job if parts is not None else None, own)
             if decided is None:
                 continue  # a layout is being fetched
-            if decided.problem and self.ctx.now_ns < query.deadline_ns and not self._heard_since(query.started_ns):
+            doubtful = decided.problem or decided.snapshot != self._newest_committed(query.job, own)
+            if doubtful and self.ctx.now_ns < query.deadline_ns and not self._heard_since(query.started_ns):
                 if key not in self.hearing:  # what they hold now may be more than their last heartbeats say
                     self.hearing.add(key)
                     self.ctx.tell_all(messages.ReportWanted(query.request))
@@ -114,6 +116,11 @@ class Offers:
                 self.given(given)
             else:
                 self.ctx.tell(query.asker, given)
+
+    def _newest_committed(self, job: str, own: messages.JobReport | None) -> SnapshotId | None:
+        """The newest snapshot that any node knows to be committed; an older one is offered only if all confirm it."""
+        reports = [*self.peers.reports(job).values(), *([] if own is None else [own])]
+        return max((seen.committed for seen in reports if seen.committed is not None), default=None)
 
     def _heard_since(self, since_ns: int) -> bool:
         return all(peer.heartbeat_ns >= since_ns for node, peer in self.peers.table.items() if self.peers.alive(node))
