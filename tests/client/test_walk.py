@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from holdfast.client.flatten import Rules, flatten
+from holdfast.client.flatten import Flat, Rules, flatten
 from holdfast.client.walk import ModuleWatch, StateWalker, memory_key
 from torch import nn
 
@@ -118,3 +118,97 @@ def test_only_parameters_and_optimizer_slots_are_lazy() -> None:
         "optimizer/param_groups/0/lr",
         "plain",
     }
+
+
+def trained() -> tuple[nn.Sequential, torch.optim.AdamW]:
+    module = model()
+    optimizer = torch.optim.AdamW(module.parameters(), lr=0.1)
+    module(torch.ones(4, 3)).sum().backward()
+    optimizer.step()
+    return module, optimizer
+
+
+def same(first: Flat, second: Flat) -> bool:
+    paths = [[leaf.path for leaf in flat.leaves] for flat in (first, second)]
+    keys = [[memory_key(leaf.tensor) for leaf in flat.leaves] for flat in (first, second)]
+    return paths[0] == paths[1] and keys[0] == keys[1] and first.objects == second.objects
+
+
+def new_rate(optimizer: torch.optim.AdamW) -> None:
+    optimizer.param_groups[0]["lr"] = 0.25
+
+
+def new_slot(optimizer: torch.optim.AdamW) -> None:
+    next(iter(optimizer.state.values()))["extra"] = torch.ones(2)
+
+
+def plain_slot(optimizer: torch.optim.AdamW) -> None:
+    next(iter(optimizer.state.values()))["count"] = 3
+
+
+def replaced_slot(optimizer: torch.optim.AdamW) -> None:
+    next(iter(optimizer.state.values()))["exp_avg"] = torch.ones(3, 3)
+
+
+def moved_slot(optimizer: torch.optim.AdamW) -> None:
+    next(iter(optimizer.state.values()))["exp_avg"].data = torch.ones(3, 3)
+
+
+def dropped_state(optimizer: torch.optim.AdamW) -> None:
+    optimizer.state.pop(next(iter(optimizer.state)))
+
+
+def loaded(optimizer: torch.optim.AdamW) -> None:
+    optimizer.load_state_dict(optimizer.state_dict())
+
+
+def new_group(optimizer: torch.optim.AdamW) -> None:
+    optimizer.add_param_group({"params": [nn.Parameter(torch.ones(1))], "lr": 3.0})
+
+
+def tensor_rate(optimizer: torch.optim.AdamW) -> None:
+    optimizer.param_groups[0]["lr"] = torch.tensor(0.5)
+
+
+def hook(optimizer: torch.optim.AdamW) -> None:
+    optimizer.register_state_dict_post_hook(lambda _, tree: {**tree, "more": 1})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [new_rate, new_slot, plain_slot, replaced_slot, moved_slot, dropped_state, loaded, new_group, tensor_rate],
+)
+def test_an_optimizer_is_seen_as_its_state_dict_tells_it(change: Callable[[torch.optim.AdamW], None]) -> None:
+    _, optimizer = trained()
+    walker = walker_of(optimizer=optimizer)
+    first = walker.walk()["optimizer"]
+    assert walker.walk()["optimizer"].leaves is first.leaves  # not asked again
+    change(optimizer)
+    for _ in range(2):
+        assert same(walker.walk()["optimizer"], flatten("optimizer", optimizer.state_dict(), Rules()))
+
+
+def test_an_optimizer_with_hooks_is_always_asked() -> None:
+    _, optimizer = trained()
+    hook(optimizer)
+    walker = walker_of(optimizer=optimizer)
+    walker.walk()
+    assert not walker.watches
+    assert walker.walk()["optimizer"].objects == {
+        **flatten("optimizer", optimizer.state_dict(), Rules()).objects,  # type: ignore[dict-item]  # a dict
+    }
+
+
+def test_values_that_their_owner_could_change_in_place_are_counted() -> None:
+    class Holder:
+        def state_dict(self) -> dict[str, object]:
+            return {"raw": bytearray(3), "number": 4}
+
+        def load_state_dict(self, _: dict[str, object]) -> None: ...
+
+    walker = walker_of(data=Holder())
+    walker.walk()
+    assert walker.rules.mutable_count == 1
+    walker = walker_of(model=model())
+    walker.walk()
+    assert walker.rules.mutable_count == 0

@@ -21,6 +21,7 @@ class Part(msgspec.Struct):
     problem: str = ""
     attempt: int = 0
     snapshot: SnapshotId | None = None
+    settled: bool = False  # its optimizers have their state: the layout of the first snapshot is known
     nodes: tuple[int, ...] = ()  # of the snapshot's roles
     kind: Literal["plan", "restore", "done"] = "plan"
     fatal: bool = False  # something is committed and can't be had

@@ -17,7 +17,8 @@ import torch
 from holdfast.client.manifest import align
 from holdfast.client.tensor_bytes import ByteArray, copy_out
 
-HOST_SMALL_BYTES = 64 << 10  # the second copy of a packed tensor then comes out of the cache
+HOST_SMALL_BYTES = 8 << 10
+HOST_PACK_BYTES_MAX = 256 << 10  # packed at a time: its second copy comes out of the processor's cache
 DEVICE_SMALL_BYTES = 1 << 20  # below, a copy over the bus does not reach its full speed
 
 
@@ -58,11 +59,19 @@ class Pack:
     """Small tensors of one device and the buffer there in which they lie as they will in the shard.
 
     The buffer is made once: a snapshot costs `gather` and one copy of `buffer` to `start`.
+
+    Args:
+        pieces: One behind the other, none without bytes.
+        device: Where they are.
+        buffer: To use instead of one of its own; zero it before `gather`.
     """
 
-    def __init__(self, pieces: Sequence[Piece], device: torch.device) -> None:
+    def __init__(self, pieces: Sequence[Piece], device: torch.device, buffer: torch.Tensor | None = None) -> None:
         self.start, self.end = pieces[0].offset, pieces[-1].end
-        self.buffer = torch.zeros(self.end - self.start, dtype=torch.uint8, device=device)
+        size_bytes = self.end - self.start
+        own = torch.zeros(size_bytes, dtype=torch.uint8, device=device) if buffer is None else buffer[:size_bytes]
+        self.buffer = own
+        self.has_gaps = any(each.size_bytes != align(each.size_bytes) for each in pieces)
         self._groups: dict[torch.dtype, tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
         for each in pieces:
             assert each.raw is not None
@@ -105,17 +114,19 @@ class HostLane:
     """Tensors in the host's own memory."""
 
     def __init__(self, pieces: Iterable[Piece]) -> None:
-        packed, self._odd = [], []
+        small: list[Piece] = []
+        self._odd: list[Piece] = []
         self._large: list[tuple[ByteArray, int, int, int]] = []
         for each in pieces:
             if each.raw is None:
                 self._odd.append(each)
             elif each.size_bytes < HOST_SMALL_BYTES:
-                packed.append(each)
+                small.append(each)
             else:
                 raw: ByteArray = each.raw.numpy()
                 self._large.append((raw, each.offset, each.offset + each.size_bytes, each.end))
-        self._pack = Pack(packed, torch.device("cpu")) if packed else None
+        buffer = torch.empty(HOST_PACK_BYTES_MAX if small else 0, dtype=torch.uint8)
+        self._packs = [Pack(group, torch.device("cpu"), buffer) for group in _groups(small)]
 
     def depart(self) -> "HostLane":
         """Nothing to prepare: a lane is its own passage."""
@@ -123,12 +134,15 @@ class HostLane:
 
     def start(self, payload: ByteArray) -> None:
         """Copy everything now."""
-        if self._pack is not None:
-            self._pack.gather()
-            np.copyto(payload[self._pack.start : self._pack.end], self._pack.buffer.numpy())
+        for pack in self._packs:
+            if pack.has_gaps:
+                pack.buffer.zero_()
+            pack.gather()
+            np.copyto(payload[pack.start : pack.end], pack.buffer.numpy())
         for raw, start, end, gap_end in self._large:
             np.copyto(payload[start:end], raw)
-            payload[end:gap_end] = 0  # what an earlier snapshot left
+            if end < gap_end:
+                payload[end:gap_end] = 0  # what an earlier snapshot left
         for each in self._odd:
             end = each.offset + each.size_bytes
             copy_out(each.local, None, payload[each.offset : end])
@@ -140,3 +154,14 @@ class HostLane:
     def finished(self) -> bool:
         """It is, once `start` has returned."""
         return True
+
+
+def _groups(pieces: Sequence[Piece]) -> list[list[Piece]]:
+    """Neighbours together, as many as fit the cache."""
+    found: list[list[Piece]] = []
+    for each in pieces:
+        if found and found[-1][-1].end == each.offset and each.end - found[-1][0].offset <= HOST_PACK_BYTES_MAX:
+            found[-1].append(each)
+        else:
+            found.append([each])
+    return found

@@ -95,6 +95,8 @@ class Snapshotter:
         allow_pickle: whether plain objects beyond torch's safe list may be restored.
 
     `restore`, the first `step` and a `step` after a change of layout are collectives: all ranks call them together.
+    `restore` also has memory made for the snapshots to come where the state is complete by then; where the optimizer
+    has yet to make its first step, the first `step` has to wait for that.
     """
 
     def __init__(  # noqa: PLR0913  # the public surface; all but the state are keywords
@@ -129,7 +131,7 @@ class Snapshotter:
         self._skipped = self._staged_bytes = 0
         self._restore_s: dict[str, float] = {}
         self._said: set[str] = set()
-        self._closed = False
+        self._closed = self._began = False
         self._hooks = [
             item.register_step_pre_hook(lambda *_: self.before_update())
             for item in state.values()
@@ -163,6 +165,8 @@ class Snapshotter:
             raise NotRecoverableError(lead.problem)
         if lead.snapshot is None:
             self._attempt = lead.attempt or None
+            if self._attempt is not None and all(part.settled for part in parts):
+                self._plan_early(0)
             if problems:
                 self._fault(DaemonUnreachableError("training runs on, unprotected: " + "; ".join(problems[:4])))
             return None
@@ -185,11 +189,12 @@ class Snapshotter:
         if failed:
             raise NotRecoverableError(f"{lead.snapshot} could not be restored on every rank: " + "; ".join(failed[:4]))
         clock.lap("agree")
+        self._plan_early(lead.snapshot.step + 1)
         return lead.snapshot.step
 
     def _ask(self, *, begin_fresh: bool) -> Part:
         """Attach; role 0 also asks the cluster what to restore."""
-        part = Part(self._job)
+        part = Part(self._job, settled=_is_settled(self._state))
         try:
             welcome = self._attach()
             part.node = welcome.node
@@ -251,8 +256,10 @@ class Snapshotter:
         if self._plan is None and not self._make_plan(step):
             return
         assert self._plan is not None
-        if not is_due(step, self._plan.layout, self._stager.cadences(self._plan.attempt)):
-            return
+        first, self._began = not self._began, True
+        due = is_due(step, self._plan.layout, self._stager.cadences(self._plan.attempt))
+        if not due and not (first and not self._plan.layout.is_due(step) and self._make_plan(step)):
+            return  # the first step of all is always due: a plan made at the restore could not know its number
         capture = self._capture(step)
         if capture is None:
             return
@@ -366,6 +373,12 @@ class Snapshotter:
         self._plan, self._layout = plan, layout
         return True
 
+    def _plan_early(self, step: int) -> None:
+        """Have memory made before the first snapshot needs it. The first `step` asks again where this is refused."""
+        with contextlib.suppress(DaemonUnreachableError):
+            self._make_plan(step)
+        self._next_plan_step = 0
+
     def _unprotected(self, step: int, problem: str) -> bool:
         self._plan = None
         self._next_plan_step = step + PLAN_RETRY_STEPS
@@ -466,6 +479,11 @@ class Snapshotter:
         if kind not in self._said and len(self._said) < 64:
             self._said.add(kind)
             warnings.warn(f"holdfast: rank {self._ranks.rank}: {text}", RuntimeWarning, stacklevel=4)
+
+
+def _is_settled(state: Mapping[str, object]) -> bool:
+    """Whether all tensors exist that a snapshot will hold: torch's optimizers make their state at their first step."""
+    return all(item.state for item in state.values() if isinstance(item, torch.optim.Optimizer))
 
 
 def _check_arguments(job: str, every: int, on_error: str, stage: str) -> None:
