@@ -149,7 +149,7 @@ def test_another_shape_in_the_same_memory_needs_a_new_layout() -> None:
     layout = ShardLayout.build({"model": net})
     net.weight.data = net.weight.data.view(300, 200)
     capture: Capture = layout.capture()
-    with pytest.raises(LayoutChangedError, match="model/weight: has another shape"):
+    with pytest.raises(LayoutChangedError, match="a tensor has another shape"):
         capture.write(memoryview(memory(layout)))
-    with pytest.raises(LayoutChangedError, match="model/weight"):
+    with pytest.raises(LayoutChangedError, match=r"model/weight: expected float32 \[200, 300\], found .* \[300, 200\]"):
         layout.capture()

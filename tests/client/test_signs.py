@@ -36,7 +36,6 @@ def test_a_change_is_told_by_name(change: Callable[[Watched], None]) -> None:
     assert watched.signs.changed_since(noted) == []
     change(watched)
     assert watched.signs.changed_since(noted) == ["b"]
-    assert watched.signs.reshaped() == []
 
 
 def test_an_update_that_begins_is_told() -> None:
@@ -52,20 +51,3 @@ def test_reading_is_no_change() -> None:
     (watched.tensors[0].sum() * 2).backward()
     assert watched.tensors[0].clone().shape == (4, 6)
     assert watched.signs.changed_since(noted) == []
-
-
-@pytest.mark.parametrize("shape", [(6, 4), (24,), (2, 12), (4, 5)])
-def test_another_shape_in_the_same_memory_is_told(shape: tuple[int, ...]) -> None:
-    watched = Watched()
-    tensor = watched.tensors[0]
-    count = torch.Size(shape).numel()
-    tensor.data = tensor.data.reshape(-1)[:count].view(shape)
-    assert watched.signs.changed_since(watched.signs.now()) == []  # it lies where it lay
-    assert watched.signs.reshaped() == ["a"]
-
-
-def test_a_transposed_square_is_told() -> None:
-    square = nn.Parameter(torch.ones(3, 3))
-    signs = Signs(["square"], [square], [square], {})
-    square.data = square.data.t()
-    assert signs.reshaped() == ["square"]

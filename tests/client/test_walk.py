@@ -212,3 +212,24 @@ def test_values_that_their_owner_could_change_in_place_are_counted() -> None:
     walker = walker_of(model=model())
     walker.walk()
     assert walker.rules.mutable_count == 0
+
+
+@pytest.mark.parametrize("shape", [(1, 9), (9,), (3, 2)])
+def test_another_shape_in_the_same_memory_is_seen_by_the_second_look(shape: tuple[int, ...]) -> None:
+    module = model()
+    walker = walker_of(model=module)
+    walker.walk()
+    assert not walker.reshaped()
+    weight = module[0].weight
+    weight.data = weight.data.reshape(-1)[: torch.Size(shape).numel()].view(shape)
+    assert walker.reshaped()
+    walker.forget()
+    assert walker.walk()["model"].leaves[0].tensor.shape == shape
+
+
+def test_a_transposed_square_is_seen_by_the_second_look() -> None:
+    module = model()
+    walker = walker_of(model=module)
+    walker.walk()
+    module[0].weight.data = module[0].weight.data.t()
+    assert walker.reshaped()

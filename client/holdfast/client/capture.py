@@ -27,11 +27,13 @@ class Copies:
     Attributes:
         host: What copies the tensors in the host's memory; None if there are none.
         devices: What copies those of each other device.
+        reshaped: Whether a tensor's shape changed where the look at the state does not see it.
     """
 
     host: Lane | None
     devices: Sequence[Lane]
     signs: Signs
+    reshaped: Callable[[], bool]
     lazy_bytes: int
 
 
@@ -104,9 +106,8 @@ class Capture:
             self.check()
 
     def _start(self, head: ByteArray, shard: ByteArray) -> None:
-        reshaped = self._copies.signs.reshaped()
-        if reshaped:
-            raise LayoutChangedError(f"{reshaped[0]}: has another shape or stride: build a new layout")
+        if self._copies.reshaped():
+            raise LayoutChangedError("a tensor has another shape in the same memory: build a new layout")
         payload = shard[self._header.payload_offset :]
         with self._lock:  # whoever holds updates sees either nothing under way or all of it
             self._check_wanted()

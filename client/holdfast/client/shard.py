@@ -150,7 +150,7 @@ class ShardLayout:
             [source.piece.local for source in lazies],
             self._counters,
         )
-        return Copies(host, devices, signs, sum(source.piece.size_bytes for source in lazies))
+        return Copies(host, devices, signs, self._walker.reshaped, sum(source.piece.size_bytes for source in lazies))
 
     def _look_again(self) -> None:
         if self._changed is None:
@@ -159,7 +159,7 @@ class ShardLayout:
         # The last copy found what no look in the training thread is long enough to see.
         changed, self._changed = self._changed, None
         self._walker.forget()
-        self._refresh(self._walker.walk())
+        self._refresh(self._walker.walk())  # names the tensor, if it was one
         raise changed
 
     def _refresh(self, flats: Mapping[str, Flat]) -> None:

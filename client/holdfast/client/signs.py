@@ -1,7 +1,8 @@
 """How a change of tensors during their copy is noticed, at about 0.1 microseconds a tensor.
 
-Three signs: autograd's version counters, the address (and shape) of each tensor's memory, and the count of steps that
-optimizers began (`updates`). Each is looked at when a snapshot begins and when its copy has ended.
+Three signs: autograd's version counters, the address of each tensor's memory, and the count of steps that optimizers
+began (`updates`). Each is looked at when a snapshot begins and when its copy has ended. A parameter that is given other
+memory meanwhile (``parameter.data = ...``) tears nothing: the copy holds the old memory, as it was at the step.
 
 What no sign tells: changes that go around autograd and leave the memory where it is, which are writes through
 ``tensor.data`` or ``tensor.numpy()``, by a kernel or library of the user's own, or by another process into shared
@@ -53,24 +54,10 @@ class Signs:
                 self._counted.append(local[index])
                 self._owner.append(index)
         self._pointers = pointers_of(local)
-        self._shapes = self._shapes_now()
 
     def now(self) -> Noted:
         """The signs as they stand."""
         return Noted(list(map(_VERSION, self._counted)), [each.begun_count for each in self._counters.values()])
-
-    def reshaped(self) -> list[str]:
-        """Names of tensors that are no longer what the plan knows, though they lie where they lay."""
-        found = self._shapes_now()
-        if found == self._shapes:
-            return []
-        pairs = zip(self._names, *found, *self._shapes, strict=True)
-        return [name for name, numel, stride, known_numel, known_stride in pairs
-                if (numel, stride) != (known_numel, known_stride)]  # fmt: skip
-
-    def _shapes_now(self) -> tuple[list[int], list[tuple[int, ...]]]:
-        """Counts of elements and strides: together they tell one shape from another, at a tenth of the cost."""
-        return list(map(torch.Tensor.numel, self._local)), list(map(torch.Tensor.stride, self._local))
 
     def changed_since(self, noted: Noted) -> list[str]:
         """Names of what changed; empty where no sign tells of a change."""

@@ -48,6 +48,7 @@ class MemoryWatch:
     parts: list[torch.Tensor]  # their local parts
     local: list[torch.Tensor]  # of all tensors
     pointers: list[int]
+    shapes: tuple[list[int], list[tuple[int, ...]]]
 
     @classmethod
     def of(cls, tensors: Iterable[torch.Tensor]) -> "MemoryWatch":
@@ -55,16 +56,26 @@ class MemoryWatch:
         tensors = list(tensors)
         wrapped = [tensor for tensor in tensors if as_dtensor(tensor) is not None]
         local = [local_of(tensor) for tensor in tensors]
-        return cls(wrapped, [local_of(tensor) for tensor in wrapped], local, pointers_of(local))
+        return cls(wrapped, [local_of(tensor) for tensor in wrapped], local, pointers_of(local), _shapes_of(local))
 
     def unchanged(self) -> bool:
         """Whether they lie there still."""
         return all(map(is_, map(_PART, self.wrapped), self.parts)) and pointers_of(self.local) == self.pointers
 
+    def reshaped(self) -> bool:
+        """Whether one has another shape in the same memory, which is rare and costs three times as much to see."""
+        return _shapes_of(self.local) != self.shapes
+
 
 def pointers_of(local: Iterable[torch.Tensor]) -> list[int]:
     """Where each tensor's memory begins."""
     return list(map(_POINTER, local))
+
+
+def _shapes_of(local: Iterable[torch.Tensor]) -> tuple[list[int], list[tuple[int, ...]]]:
+    """Counts of elements, and strides: together they tell shapes apart, and asking for shapes costs ten times more."""
+    local = list(local)
+    return list(map(torch.Tensor.numel, local)), list(map(torch.Tensor.stride, local))
 
 
 @dataclass(slots=True)
@@ -200,6 +211,10 @@ class StateWalker:
     def forget(self) -> None:
         """Ask everything again at the next look."""
         self.watches.clear()
+
+    def reshaped(self) -> bool:
+        """Whether a look would miss a change: another shape in the same memory. Any thread."""
+        return any(watch.memory.reshaped() for watch in list(self.watches.values()))
 
     def _look(self, name: str, item: object) -> Flat:
         watch = self.watches.get(name)
