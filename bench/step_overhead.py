@@ -146,7 +146,7 @@ def gpu_case(name: str, run: Large | Small, socket: str, pairs: int) -> None:
     torch.cuda.synchronize()
     first_s = timed(lambda: snapshotter.step(0))
     snapshotter.wait(timeout_s=120)
-    step = 1
+    step, staged = 1, 0
     blocks: dict[bool, list[float]] = {True: [], False: []}
     host_s: list[float] = []
     hold_s: list[float] = []
@@ -160,6 +160,7 @@ def gpu_case(name: str, run: Large | Small, socket: str, pairs: int) -> None:
                 run.step()
                 if protect:
                     host_s.append(timed(lambda: snapshotter.step(step)))  # noqa: B023  # called here and now
+                    staged += snapshotter.stats()["staged_step"] == step
                     step += 1
             torch.cuda.synchronize()
             blocks[protect].append((time.monotonic() - started_s) / BLOCK_STEPS)
@@ -167,7 +168,10 @@ def gpu_case(name: str, run: Large | Small, socket: str, pairs: int) -> None:
     snapshotter.wait(timeout_s=120)
     with_s, without_s = blocks[True], blocks[False]
     overhead = statistics.median([a / b for a, b in zip(with_s, without_s, strict=True)])
-    common = {"case": name, "state_bytes": bytes_of(run), "pairs": pairs, "skipped": snapshotter.stats()["skipped"]}
+    common = {
+        "case": name, "state_bytes": bytes_of(run), "pairs": pairs, "skipped": snapshotter.stats()["skipped"],
+        "steps": step - 1, "staged": staged,  # fewer where protection is slower than training
+    }  # fmt: skip
     say({
         "what": "step time with a snapshot every step", "ratio": overhead, "goal": 1.01, "met": overhead <= 1.01,
         "with_s": statistics.median(with_s), "without_s": statistics.median(without_s), "all_with_s": with_s,

@@ -160,13 +160,12 @@ class OptimizerWatch:
         """The state as it is, None if it must be asked for."""
         if not self._unchanged():
             return None
-        groups = [
-            {**{key: value for key, value in group.items() if key != "params"}, "params": numbers}
-            for group, numbers in zip(self.optimizer.param_groups, self.numbers, strict=True)
-        ]
+        groups = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
         found = flatten("groups", groups, self.rules)
-        if found.leaves:
+        if found.leaves or not isinstance(found.objects, list):
             return None
+        for group, numbers in zip(found.objects, self.numbers, strict=True):
+            group["params"] = numbers  # thousands, always the same: not worth a walk
         return Flat(self.leaves, {"state": self.state, "param_groups": found.objects})
 
     def _unchanged(self) -> bool:
