@@ -1,5 +1,6 @@
 """What counts as lost, and when watching a rebuild ends; the daemon here is a script of statuses."""
 
+import json
 from typing import Any, cast
 
 import pytest
@@ -50,7 +51,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_only_nodes_that_lost_something_count() -> None:
     assert recover.losses(status(10, rebuilt_bytes=4, rebuild="running")) == {
-        "n1": {"lost_bytes": 10, "rebuilt_bytes": 4, "rebuild": "running"}
+        "n1": {"lost_bytes": 10, "rebuilt_bytes": 4, "received_bytes": 0, "rebuild_s": 0.0, "rebuild": "running"}
     }
     assert recover.losses(status(0)) == {}
 
@@ -88,3 +89,32 @@ def test_a_failed_rebuild_is_tried_again_while_enough_is_left(verdict: str, aske
 def test_no_progress_is_said() -> None:
     with pytest.raises(OperatorError, match="no progress for"):
         recover.watch(cast("Daemon", Script(status(10, rebuild="running"))), {"n1"}, lambda _: None)
+
+
+def entry(**changes: Any) -> dict[str, Any]:
+    plain = {"lost_bytes": 4000, "rebuilt_bytes": 0, "received_bytes": 0, "rebuild_s": 0.0, "rebuild": ""}
+    return plain | changes
+
+
+def test_how_long_it_should_take_follows_from_the_rate_so_far() -> None:
+    assert recover.expected_s(entry(rebuild="running", rebuilt_bytes=1000, rebuild_s=0.5)) == pytest.approx(1.5)
+    assert recover.expected_s(entry(rebuild="running")) is None
+    assert recover.expected_s(entry(rebuild="failed", rebuilt_bytes=1000, rebuild_s=0.5)) is None
+
+
+def test_a_plan_names_who_gives() -> None:
+    seen = status(10)
+    seen["groups"] = [["n0", "n1", "n2"]]
+    seen["nodes"].append({"name": "n2", "state": "down", "jobs": {}})
+    assert recover.givers(seen, {"n1": entry()}) == {"n1": ["n0"]}
+
+
+def test_progress_is_a_json_line_for_each_change(capsys: pytest.CaptureFixture[str]) -> None:
+    show = recover.Progress()
+    for rebuilt_bytes in (1000, 1000, 2000):
+        show({"n1": entry(rebuild="running", rebuilt_bytes=rebuilt_bytes, rebuild_s=1.0)})
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [(line["node"], line["rebuilt_bytes"], line["expected_s"]) for line in lines] == [
+        ("n1", 1000, 3.0),
+        ("n1", 2000, 1.0),
+    ]

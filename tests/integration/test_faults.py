@@ -291,9 +291,9 @@ def test_as_many_nodes_as_parity_are_lost_and_rebuilt(make_cluster: MakeCluster)
     trainer.vanish()
     for node in (0, 1):
         cluster.kill(node)
-    cluster.start([0, 1])
-    assert job_row(cluster.status(2), "job")["verdict"] == "UNPROTECTED"
-    assert cluster.command("check").returncode == 2
+    cluster.wait_status(lambda s: job_row(s, "job")["verdict"] == "UNPROTECTED", "the losses to be seen", node=2)
+    assert cluster.command("check", node=2).returncode == 2
+    cluster.start([0, 1])  # the rebuild begins by itself
     found = cluster.command("recover", node=3)
     assert found.returncode == 0, found.stderr
     cluster.wait_status(lambda s: s["verdict"] == "HEALTHY", "healthy again")

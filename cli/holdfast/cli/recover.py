@@ -8,7 +8,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -51,17 +51,35 @@ def run(args: argparse.Namespace) -> int:
             _refuse_unknown(args.node, before)
             lost = {args.node: lost[args.node]} if args.node in lost else {}
         if args.dry_run or not lost:
-            return _say_plan(lost, dry_run=args.dry_run, as_json=args.json)
+            return _say_plan(lost, givers(before, lost), dry_run=args.dry_run, as_json=args.json)
         started_s = time.monotonic()
         daemon.recover(args.node)
-        watch(daemon, set(lost), _progress_line)
+        watch(daemon, set(lost), Progress())
         seconds = time.monotonic() - started_s
+        received = _received(daemon.status(), set(lost))
     total = sum(entry["lost_bytes"] for entry in lost.values())
     if args.json:
-        emit_json("holdfast.recover/1", {"nodes": sorted(lost), "bytes": total, "seconds": seconds, "dry_run": False})
+        fields = {"nodes": sorted(lost), "bytes": total, "received_bytes": received, "seconds": seconds}
+        emit_json("holdfast.recover/1", {**fields, "dry_run": False})
     else:
-        emit(f"rebuilt {mib(total)} on {', '.join(sorted(lost))} in {seconds:.2f} s")
+        told = f"rebuilt {mib(total)} on {', '.join(sorted(lost))} in {seconds:.2f} s"
+        emit(told + (f", {received / total:.2f} bytes received per lost byte" if total and received else ""))
     return int(ExitCode.DONE)
+
+
+def givers(status: dict[str, Any], lost: Collection[str]) -> dict[str, list[str]]:
+    """Who can give: for each node that lost something the live members of its group that are whole."""
+    rows = {row["name"]: row for row in status["nodes"]}
+    groups = {name: group for group in status.get("groups", []) for name in group}
+    return {
+        name: [other for other in groups.get(name, []) if other not in lost and rows[other]["state"] == "up"]
+        for name in lost
+    }
+
+
+def _received(status: dict[str, Any], names: set[str]) -> int:
+    entries = [entry for node in status["nodes"] if node["name"] in names for entry in node["jobs"].values()]
+    return sum(entry.get("received_bytes", 0) for entry in entries)
 
 
 def losses(status: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -74,6 +92,8 @@ def losses(status: dict[str, Any]) -> dict[str, dict[str, Any]]:
             found[node["name"]] = {
                 "lost_bytes": sum(entry["lost_bytes"] for entry in held),
                 "rebuilt_bytes": sum(entry["rebuilt_bytes"] for entry in held),
+                "received_bytes": sum(entry.get("received_bytes", 0) for entry in held),
+                "rebuild_s": max(entry.get("rebuild_s", 0.0) for entry in held),
                 "rebuild": next((s for s in ("failed", "running") if s in states), ""),
             }
     return found
@@ -136,26 +156,62 @@ def _refuse_unknown(name: str, status: dict[str, Any]) -> None:
         )
 
 
-def _say_plan(lost: dict[str, dict[str, Any]], *, dry_run: bool, as_json: bool) -> int:
+def _say_plan(lost: dict[str, dict[str, Any]], givers: dict[str, list[str]], *, dry_run: bool, as_json: bool) -> int:
     total = sum(entry["lost_bytes"] for entry in lost.values())
     if as_json:
-        emit_json("holdfast.recover/1", {"nodes": sorted(lost), "bytes": total, "seconds": 0.0, "dry_run": dry_run})
+        plan = [
+            {"node": name, "bytes": entry["lost_bytes"], "from": givers[name], "expected_s": expected_s(entry)}
+            for name, entry in sorted(lost.items())
+        ]
+        fields = {"nodes": sorted(lost), "bytes": total, "received_bytes": 0, "seconds": 0.0}
+        emit_json("holdfast.recover/1", {**fields, "dry_run": dry_run, "plan": plan})
     elif not lost:
         emit("nothing is lost: no rebuild is needed")
     else:
         for name, entry in sorted(lost.items()):
-            emit(f"would rebuild {mib(entry['lost_bytes'])} on {name}")
+            emit(f"would rebuild {mib(entry['lost_bytes'])} on {name} from {', '.join(givers[name]) or 'nobody'}")
+            emit(f"  it receives about as much, each of them sends about as much; {_expected_text(entry)}")
     return int(ExitCode.DONE)
 
 
-def _progress_line(lost: dict[str, dict[str, Any]]) -> None:
-    if not sys.stderr.isatty():
-        for name, entry in sorted(lost.items()):
-            sys.stderr.write(json.dumps({"event": "rebuild", "node": name, **entry}) + "\n")
-        return
-    parts = [
-        f"{name} {e['rebuilt_bytes'] / max(e['lost_bytes'], 1):.0%} of {mib(e['lost_bytes'])}"
-        for name, e in sorted(lost.items())
-    ]
-    sys.stderr.write("\r\x1b[K" + ("rebuilding " + ", ".join(parts) if parts else ""))
-    sys.stderr.flush()
+def expected_s(entry: dict[str, Any]) -> float | None:
+    """How long the rest of a rebuild should take at the rate so far; None before it has a rate."""
+    if entry["rebuild"] != "running" or not entry["rebuilt_bytes"] or entry["rebuild_s"] <= 0:
+        return None
+    left_bytes = entry["lost_bytes"] - entry["rebuilt_bytes"]
+    return float(left_bytes / (entry["rebuilt_bytes"] / entry["rebuild_s"]))
+
+
+def _expected_text(entry: dict[str, Any]) -> str:
+    if (seconds := expected_s(entry)) is not None:
+        return f"it is running and should be done in {seconds:.1f} s"
+    return f"at 1 GB/s that takes {entry['lost_bytes'] / 1e9:.1f} s"
+
+
+class Progress:
+    """Shows how far it is: one line that is rewritten on a terminal, else a JSON line for each change."""
+
+    def __init__(self) -> None:
+        self.last: dict[str, dict[str, Any]] | None = None
+
+    def __call__(self, lost: dict[str, dict[str, Any]]) -> None:
+        """Show one look."""
+        if not sys.stderr.isatty():
+            if lost != self.last:
+                for name, entry in sorted(lost.items()):
+                    line = {"event": "rebuild", "node": name, **entry, "expected_s": expected_s(entry)}
+                    sys.stderr.write(json.dumps(line) + "\n")
+            self.last = lost
+            return
+        parts = [_part(name, entry) for name, entry in sorted(lost.items())]
+        sys.stderr.write("\r\x1b[K" + ("rebuilding " + ", ".join(parts) if parts else ""))
+        sys.stderr.flush()
+
+
+def _part(name: str, entry: dict[str, Any]) -> str:
+    text = f"{name} {entry['rebuilt_bytes'] / max(entry['lost_bytes'], 1):.0%} of {mib(entry['lost_bytes'])}"
+    left_s = expected_s(entry)
+    if left_s is None:
+        return text
+    rate = entry["rebuilt_bytes"] / entry["rebuild_s"] / (1 << 30)
+    return f"{text} at {rate:.2f} GiB/s, {left_s:.0f} s left"

@@ -39,7 +39,8 @@ log = logging.getLogger(__name__)
 
 _ZAP_DOMAIN = b"holdfast"
 _HWM_FRAMES = 1024  # control messages queued per peer; beyond it they are dropped and repaired by heartbeats
-_BULK_HWM_FRAMES = 2 * limits.CHUNK_CREDITS * limits.JOB_COUNT_MAX
+_BULK_HWM_FRAMES = 2 * limits.CHUNK_CREDITS * limits.JOB_COUNT_MAX + limits.SUMS_HELD_COUNT_MAX
+_PORT_LOOK_MS = 20  # between two looks for the bulk port of a peer that has not said it yet
 _FRAMES_HELD_MAX = 4096  # received chunks that wait for their stripe; credits keep it far below
 _TURN_FRAMES_MAX = 256  # frames taken from one socket per turn, so that none starves the others
 _SLACK_BYTES = 64 << 10
@@ -412,7 +413,12 @@ class BulkPlane:
         poller.register(self._wake, zmq.POLLIN)
         while True:
             busy = any(self._waiting.values())
-            ready = dict(poller.poll(5 if busy else 1000))
+            full = [self._push[node][1] for node, waiting in self._waiting.items() if waiting and node in self._push]
+            for socket in full:
+                poller.register(socket, zmq.POLLOUT)
+            ready = dict(poller.poll(_PORT_LOOK_MS if busy else 1000))
+            for socket in full:
+                poller.unregister(socket)
             if self._wake in ready:
                 os.eventfd_read(self._wake)
             while not self._orders.empty():
