@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from holdfast.cli import processes
 from holdfast.cli.cluster import free_addresses
 from holdfast.cli.keys import write_keys
 from holdfast.cli.link import Daemon
@@ -190,8 +191,7 @@ class Lab:
     def kill(self, node: int) -> None:
         """A node is gone with its memory."""
         daemon = self.daemons.pop(node)
-        for sign in ("-KILL",):
-            subprocess.run(["kill", sign, f"-{daemon.pid}"], check=False)
+        processes.kill_all_using(self.socket(node))  # the daemon, its keeper and its worker
         daemon.wait()
 
     def stage(self) -> None:

@@ -206,6 +206,8 @@ class Snapshotter:
                 part.attempt, part.snapshot = answer.attempt, answer.snapshot
                 part.nodes = tuple(place.node for place in answer.layout.shards) if answer.layout is not None else ()
                 part.problem, part.fatal = answer.problem, bool(answer.problem)
+                if answer.warning:
+                    self._say(answer.warning)
         except HoldfastError as error:
             part.problem = str(error)
         return part

@@ -180,6 +180,7 @@ class RestoreAnswer(Message, frozen=True):
     snapshot: SnapshotId | None
     layout: Layout | None
     problem: Text = ""
+    warning: Text = ""  # the step can be restored, and something about that should be looked at
 
 
 class PlanAccepted(Message, frozen=True):

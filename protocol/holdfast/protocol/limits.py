@@ -52,6 +52,7 @@ PROTECT_STALL_S = 60.0  # a snapshot whose protection has not moved for so long 
 HEAR_ALL_S = 3.0  # how long the collector waits for live nodes before it decides what to restore
 COMMIT_PAUSE_S = 15.0  # how long a node that was asked what to restore commits nothing, waiting for the decision
 DENY_AFTER_S = 6.0  # how long a replacement denies nothing that its predecessor may have stated and others committed on
+RESTORES_TOLD_COUNT = 3  # lives of a job that begin from one step without a newer commit, before it is told so
 JOIN_S = 3.0  # how long a node that just started waits for a lower collector before it takes the part itself
 CADENCE_AHEAD_S = 1.5  # how far ahead another cadence is announced: three heartbeats, so that all ranks hear in time
 ALLOCATE_DEADLINE_S = 120.0  # populating memory: slow kernels do 2 GiB/s

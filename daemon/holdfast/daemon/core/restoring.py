@@ -10,7 +10,7 @@ from holdfast.daemon.core.collector import Collector
 from holdfast.daemon.core.context import Context
 from holdfast.daemon.core.peers import Peers
 from holdfast.daemon.core.registry import Registry
-from holdfast.protocol import messages
+from holdfast.protocol import limits, messages
 
 
 @dataclass(slots=True)
@@ -98,5 +98,25 @@ class Restoring:
                 snapshot=None if fresh else decided.snapshot,
                 layout=None if fresh else decided.layout,
                 problem=decided.problem,
+                warning="" if fresh else self._repetition(decided),
             ),
         )
+
+    def _repetition(self, decided: messages.RestoreDecided) -> str:
+        """What to say of a job that comes back for the same step again and again: the step itself may be at fault.
+
+        Each life has an attempt of its own and a commit carries the attempt that made it: their distance counts the
+        lives that began from this step, whoever collects.
+        """
+        if decided.snapshot is None:
+            return ""
+        lives = decided.attempt - decided.snapshot.attempt
+        if lives < limits.RESTORES_TOLD_COUNT:
+            return ""
+        text = (
+            f"job {decided.job}: life {lives} begins from {decided.snapshot} and none before it has committed a newer "
+            f"step; if the step itself is at fault, give it up with 'holdfast forget {decided.job}' and begin from an "
+            "older or durable copy"
+        )
+        self.ctx.log(text, "warning")
+        return text

@@ -1,0 +1,32 @@
+"""A job that comes back for the same step again and again is told so."""
+
+from holdfast.protocol import limits, messages
+from sim.cluster import Cluster, ClusterShape
+from sim.network import NetworkFaults
+from sim.ranks import JobShape
+
+
+def test_the_third_life_from_one_step_is_told_so_and_a_commit_ends_that() -> None:
+    shape = ClusterShape(
+        node_count=2,
+        parity=1,
+        group_size=2,
+        jobs=(JobShape("a", ((0, 100), (1, 65)), step_s=1.0),),
+        network=NetworkFaults(delay_s=0.001, delay_s_max=0.001),
+    )
+    cluster = Cluster(1, shape)
+    cluster.start()
+    job, world = cluster.jobs[0], cluster.world
+    assert world.run_until(lambda: job.committed is not None, deadline_s=60.0)
+    job.stopped = True
+    job.kill("it ends")
+    world.run_until(lambda: False, deadline_s=world.now_s + 3.0)
+    warnings = []
+    for _ in range(limits.RESTORES_TOLD_COUNT):
+        heard = cluster.command(0, messages.AskRestore("a"))
+        assert world.run_until(lambda heard=heard: bool(heard), deadline_s=world.now_s + 20.0)
+        assert isinstance(heard[0], messages.RestoreAnswer)
+        assert heard[0].snapshot == job.committed
+        warnings.append(heard[0].warning)
+    assert warnings[:-1] == [""] * (limits.RESTORES_TOLD_COUNT - 1)
+    assert "holdfast forget a" in warnings[-1]
