@@ -63,11 +63,15 @@ def describe(job: dict[str, Any]) -> str:
     if not found or found["proven_step"] is None:
         problem = (found or {}).get("problem") or job["reason"] or "no drill has ended yet"
         return f"job {job['name']}: NOT proven: {problem}"
-    rate = f", rebuild {found['rebuild_bytes_per_s'] / GIB:.2f} GiB/s" if found["rebuild_bytes_per_s"] else ""
-    losses = "any 1 loss" if found["survives"] == 1 else f"any {found['survives']} losses"
+    rate = f", rebuild {_rate(found['rebuild_bytes_per_s'])}" if found["rebuild_bytes_per_s"] else ""
+    losses = {0: "no further loss", 1: "any 1 loss"}.get(found["survives"], f"any {found['survives']} losses")
     text = f"job {job['name']}: step {found['proven_step']} survives {losses}, proven {found['age_s']:.0f} s ago{rate}"
     text += f" ({found['stripes']} stripes, {found['patterns']} patterns, {found['columns']} columns by reedsolo)"
     return text + (f"; then a drill failed: {found['problem']}" if found["failures"] else "")
+
+
+def _rate(bytes_per_s: int) -> str:
+    return f"{bytes_per_s / GIB:.2f} GiB/s" if bytes_per_s >= GIB else f"{bytes_per_s / (1 << 20):.1f} MiB/s"
 
 
 def _code(job: dict[str, Any]) -> ExitCode:

@@ -28,6 +28,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "upgrade": ("holdfast.cli.upgrade", "replace this node's worker (new code, config, keys); every snapshot stays"),
     "drill": ("holdfast.cli.drill", "prove on live data that what is committed can be rebuilt"),
     "forget": ("holdfast.cli.forget", "free all memory that a finished job holds, on every node"),
+    "export": ("holdfast.cli.export", "write a committed step as a torch checkpoint, readable without Holdfast"),
     "plan": ("holdfast.cli.plan", "what a cluster would survive, and what it would cost"),
     "config": ("holdfast.cli.config", "check a config file, or show each value and where it came from"),
     "keys": ("holdfast.cli.keys", "make or list the nodes' keys"),

@@ -61,7 +61,7 @@ class Drill:
     rebuilt_bytes: int = 0
     spent_ns: int = 0
     failures: int = 0
-    absent: int = 0
+    absent: int = 0  # members that are away: lost already
     problem: str = ""
 
     @property
@@ -83,7 +83,7 @@ class Drill:
             return
         self.snapshot, self.problem = slot.snapshot, ""
         self.stripes = self.patterns = self.columns = self.rebuilt_bytes = self.spent_ns = self.failures = 0
-        self.absent = 0
+        self.absent = self._away(slot)
         stripes = slot.geometry.stripes(slot.node)
         if stripes.parity_count == 0:
             self._end("parity is 0: no loss of a node is survived")
@@ -94,6 +94,16 @@ class Drill:
             candidates = [candidates[self._draw(f"stripe {i}") % len(candidates)] for i in range(stripe_count)]
         self.todo = list(dict.fromkeys(candidates))
         self._next()
+
+    def _away(self, slot: Slot) -> int:
+        """Members of the group that should hold some of the snapshot and don't, or are silent."""
+        assert slot.geometry is not None
+        reports, geometry = self.peers.reports(self.job.name), slot.geometry
+        return sum(
+            node not in reports or slot.snapshot not in reports[node].held
+            for node in geometry.group_of(slot.node)
+            if node != slot.node and geometry.data_bytes(node) + geometry.parity_bytes(node) > 0
+        )
 
     def _draw(self, what: str) -> int:
         ctx = self.job.ctx
@@ -181,7 +191,6 @@ class Drill:
             self.failures += 1
             self._end(f"{away} are away: more than the {stripes.parity_count} that parity covers")
             return
-        self.absent = max(self.absent, len(absent))
         own = stripes.data_count
         assert chunks[own][0] == slot.node
         sources = {p: chunk for p, chunk in chunks.items() if p != own and p not in absent}

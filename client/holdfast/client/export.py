@@ -1,0 +1,216 @@
+"""A committed step as a directory that ``torch.distributed.checkpoint`` reads, with no Holdfast installed.
+
+Run as ``python -m holdfast.client.export`` by `holdfast export`, which must not import torch. Bytes are read through
+any node's daemon, tensor by tensor, also while nodes are missing; at most one tensor is in memory at a time. Names are
+those that ``dcp.save`` of the same state gives. The directory is written aside, synced and renamed: whole or not there.
+
+Random generators and what else each rank has of its own under one name are not part of such a checkpoint: of plain
+values that differ between ranks, the lowest rank's is written.
+"""
+
+import argparse
+import io
+import json
+import os
+import shutil
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from holdfast.client.catalogue import Catalogue, ShardBytes, catalogue_of, read_heads, require
+from holdfast.client.errors import HoldfastError, NotRecoverableError, RefusedError, SupersededError
+from holdfast.client.ranges import RangeReader
+from holdfast.client.reading import read_box, whole_object
+from holdfast.client.state_errors import StateError
+from holdfast.protocol.exit_codes import ExitCode, OperatorError
+from torch.distributed.checkpoint._nested_dict import unflatten_state_dict
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
+from torch.distributed.checkpoint.planner import WriteItem, WriteItemType
+from torch.distributed.checkpoint.state_dict_saver import save
+
+SUPERSEDED_TRIES_MAX = 5  # a newer step was committed while one was read: that one is freed, so the newer one is taken
+NOTE = "holdfast.json"  # beside torch's files, which its reader does not look at
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """What was written."""
+
+    job: str
+    step: int
+    attempt: int
+    directory: str
+    size_bytes: int
+    seconds: float
+
+
+def export(*, job: str, to: Path, step: int | None = None, socket: Path | None = None) -> Exported:
+    """Write the newest committed step of a job.
+
+    Args:
+        job: its name.
+        to: the directory to make; it must not exist, or be empty.
+        step: the step that it must be; None: whatever is newest.
+        socket: of any node's daemon.
+
+    Raises:
+        OperatorError: `to` is taken or can't be written.
+        HoldfastError: nothing is committed, another step is, or its bytes can't be had.
+        StateError: the state is one that only its own layout can read; the text says why.
+    """
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise OperatorError(ExitCode.USAGE, f"--to: expected a new or empty directory, {to} is taken; name another one")
+    aside = to.with_name(f".{to.name}.{os.getpid()}.part")
+    started_s = time.monotonic()
+    try:
+        to.parent.mkdir(parents=True, exist_ok=True)
+        with RangeReader(job=job, socket=socket) as source:
+            found_step, attempt = _write_newest(source, aside, job=job, step=step)
+        _sync(aside)
+        aside.rename(to)
+        _sync(to.parent)
+    except OSError as error:
+        raise OperatorError(ExitCode.USAGE, f"{to} can't be written: {error}; free room or name another one") from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    size_bytes = sum(path.stat().st_size for path in to.rglob("*") if path.is_file())
+    return Exported(job, found_step, attempt, str(to), size_bytes, time.monotonic() - started_s)
+
+
+def _write_newest(source: RangeReader, aside: Path, *, job: str, step: int | None) -> tuple[int, int]:
+    """Write what is committed now; begin anew with the newer one if it is superseded meanwhile."""
+    for tries_left in reversed(range(SUPERSEDED_TRIES_MAX)):
+        committed = source.committed()
+        if committed is None:
+            raise NotRecoverableError(f"job {job}: nothing is committed; is --job right? 'holdfast status' lists jobs")
+        snapshot = committed.snapshot
+        if step is not None and snapshot.step != step:
+            raise NotRecoverableError(
+                f"job {job}: expected step {step}, found step {snapshot.step} committed: memory holds only the newest"
+            )
+        try:
+            write_checkpoint(source, aside, note={"job": job, "step": snapshot.step, "attempt": snapshot.attempt})
+        except SupersededError:
+            shutil.rmtree(aside, ignore_errors=True)
+            if not tries_left:
+                raise
+        else:
+            return snapshot.step, snapshot.attempt
+    raise AssertionError("the last try returns or raises")
+
+
+def write_checkpoint(source: ShardBytes, directory: Path, *, note: dict[str, Any]) -> None:
+    """Write all that a snapshot holds into a new directory.
+
+    Args:
+        source: the snapshot's bytes.
+        directory: is made.
+        note: what to say of it in `NOTE`.
+
+    Raises:
+        StateError: a tensor can't be put together from its parts.
+        HoldfastError: bytes can't be had.
+        OSError: the directory can't be written.
+    """
+    found = catalogue_of(read_heads(source))
+    flat: dict[str, Any] = {name: _shape_only(found, name) for name in found.tensors}
+    flat |= {name: _Later(name) for name in (*found.objects, *found.archives)}
+    paths = {name: found.paths.get(name, (name,)) for name in flat}
+    state = unflatten_state_dict(flat, paths)
+    writer = FileSystemWriter(directory, thread_count=1, sync_files=True)
+    try:
+        save(state, storage_writer=writer, planner=_Reading(source, found), no_dist=True)
+    except CheckpointException as error:  # torch's wrapping of what went wrong on a rank
+        for cause in error.failures.values():
+            if isinstance(cause[0], HoldfastError | StateError | OSError):
+                raise cause[0] from error
+        raise
+    (directory / NOTE).write_text(json.dumps({"schema": "holdfast.export/1", **note}) + "\n", encoding="utf-8")
+
+
+@dataclass(frozen=True, slots=True)
+class _Later:
+    """Stands for a plain value until it is written."""
+
+    name: str
+
+
+def _shape_only(found: Catalogue, name: str) -> torch.Tensor:
+    tensor = require(found, name)
+    return torch.empty(tensor.shape, dtype=getattr(torch, tensor.dtype), device="meta")
+
+
+class _Reading(DefaultSavePlanner):
+    """Torch's own planner, which gets the bytes of a tensor when they are about to be written."""
+
+    def __init__(self, source: ShardBytes, found: Catalogue) -> None:
+        super().__init__()
+        self._source, self._found = source, found
+
+    def resolve_data(self, write_item: WriteItem) -> torch.Tensor | io.BytesIO:
+        """The whole tensor or the bytes of the plain value that an item of the plan names."""
+        name = write_item.index.fqn
+        if write_item.type is not WriteItemType.BYTE_IO:
+            return self._tensor(name)
+        if name in self._found.archives:
+            return io.BytesIO(self._found.archives[name])
+        written = io.BytesIO()
+        torch.save(whole_object(self._source, self._found, self._found.objects[name]), written)
+        return written
+
+    def _tensor(self, name: str) -> torch.Tensor:
+        saved = require(self._found, name)
+        whole = torch.empty(saved.shape, dtype=getattr(torch, saved.dtype))
+        for offset, piece in saved.pieces.items():
+            part = whole
+            for dim, (at, length) in enumerate(zip(offset, piece.shape, strict=True)):
+                part = part.narrow(dim, at, length)
+            read_box(self._source, piece, part, dtype=saved.dtype, start=(0,) * whole.dim(), role=0)
+        return whole
+
+
+def _sync(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def main() -> int:
+    """Entry point: one JSON object on stdout, or a sentence on stderr and the exit code of `holdfast export`."""
+    parser = argparse.ArgumentParser(prog="holdfast.client.export")
+    parser.add_argument("--job", required=True)
+    parser.add_argument("--to", type=Path, required=True)
+    parser.add_argument("--socket", type=Path)
+    parser.add_argument("--step", type=int)
+    arguments = parser.parse_args()
+    try:
+        done = export(job=arguments.job, to=arguments.to, step=arguments.step, socket=arguments.socket)
+    except OperatorError as error:
+        code, text = error.exit_code, str(error)
+    except NotRecoverableError as error:
+        code, text = ExitCode.NOT_RECOVERABLE, str(error)
+    except RefusedError as error:
+        code, text = ExitCode(error.exit_code or ExitCode.UNREACHABLE), str(error)
+    except SupersededError as error:
+        code = ExitCode.NOT_RECOVERABLE
+        text = f"{error}; steps are committed faster than one is read: raise `every`, or export between two runs"
+    except StateError as error:
+        code, text = ExitCode.NOT_RECOVERABLE, str(error)
+    except HoldfastError as error:
+        code, text = ExitCode.UNREACHABLE, str(error)
+    else:
+        sys.stdout.write(json.dumps(asdict(done)) + "\n")
+        return int(ExitCode.DONE)
+    sys.stderr.write(f"holdfast: {text}\n")
+    return int(code)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
