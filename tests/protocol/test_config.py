@@ -47,6 +47,7 @@ period_s = 1200
 [daemon]
 socket = "/run/holdfast/{node}.sock"
 engine = "numpy"
+state_dir = "/var/lib/holdfast"
 
 [[node]]
 name = "alpha"
@@ -128,6 +129,7 @@ def test_a_whole_file_is_read_and_every_origin_known() -> None:
         scrub_bytes_per_s=64 << 20,
         scrub_cpu_percent=2,
         drill_period_s=1200,
+        state_dir="/var/lib/holdfast",
     )
     others = {name: origin for name, origin in loaded.origins.items() if name != "node[0].domain"}
     left_out = {"http.allow_remote", "daemon.socket_group"}

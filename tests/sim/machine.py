@@ -17,6 +17,7 @@ from holdfast.protocol import frames, messages
 from holdfast.protocol.config import ClusterConfig, config_digest
 from holdfast.protocol.layout import Geometry, Layout
 from holdfast.protocol.placement import Placement
+from holdfast.protocol.recovery import RecoveryRecord
 
 from sim.coder import CODING_ORDERS, Coder, Held
 from sim.network import Network
@@ -58,6 +59,7 @@ class Machine:
         self.held: dict[Memory, Held] = {}
         self.ledger: bytes | None = None
         self.incarnation = 0
+        self.records: dict[str, RecoveryRecord] = {}  # files, by name
         self.worker: Worker | None = None
         self.machines: list[Machine] = []
         self.after_event: Callable[[Worker, events.Event | None, list[actions.Action]], None] = lambda *_: None
@@ -227,6 +229,8 @@ class Worker:
             case actions.DropFrames(keys):
                 for key in keys:
                     self.frames.pop(key, None)
+            case actions.WriteRecord(name, told):
+                machine.records[name] = told
             case actions.WriteLedger(record):
                 machine.ledger = encode_ledger(record)
             case actions.ReplyClient(client, message):

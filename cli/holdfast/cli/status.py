@@ -121,6 +121,9 @@ def render(status: dict[str, Any]) -> str:
     proofs = [describe(job) for job in status["jobs"] if job.get("drill")]
     if proofs:
         blocks.append("\n".join(f"  {proof}" for proof in proofs))
+    records = [(node["name"], node["recovery_record"]) for node in status["nodes"] if node.get("recovery_record")]
+    if records:
+        blocks.append("  last recovery, as recorded on\n" + pairs(records, indent="    "))
     header = ["node", "group", "state", "address", "arena", "holds"]
     blocks.append(table(header, [_node_cells(node) for node in status["nodes"]]))
     return "\n\n".join(blocks)

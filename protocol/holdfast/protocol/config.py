@@ -98,6 +98,7 @@ class ClusterConfig:
         scrub_period_s: within so long every resting chunk is read again and compared with its digest; 0: never.
         scrub_bytes_per_s: what that may read per second at most, of memory; it takes longer where this is too little.
         scrub_cpu_percent: how much of one core that may use.
+        state_dir: folder of recovery records, or None: beside the socket.
         drill_period_s: how often it is proven that sampled stripes can be rebuilt; 0: only when asked.
 
     Raises:
@@ -123,6 +124,7 @@ class ClusterConfig:
     scrub_bytes_per_s: int = 256 << 20
     scrub_cpu_percent: int = 5
     drill_period_s: int = 600
+    state_dir: str | None = None
 
     def __post_init__(self) -> None:
         problems: list[Problem] = []

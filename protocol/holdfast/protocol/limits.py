@@ -43,6 +43,7 @@ DRILL_STRIPES_MAX = 4096  # that an operator may ask for at once; each moves a c
 DRILL_PATTERNS = 4  # sets of lost members tried per stripe
 DRILL_COLUMNS = 16  # columns that the independent witness computes per pattern; it does a few thousand per second
 DRILL_FIRST_S = 10.0  # from the first commit that a worker sees to its first drill
+RECORD_PHASES_KEPT = 32  # of one recovery; a rebuild that fails again and again must not grow its file for ever
 DIGEST_BATCH_CHUNKS = 32  # chunks digested in one go, by all threads; sending starts before the last one is digested
 
 HEARTBEAT_S = 0.5

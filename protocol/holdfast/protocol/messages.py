@@ -184,6 +184,7 @@ class Heartbeat(Message, frozen=True):
     budget_bytes: Count
     jobs: Annotated[tuple[JobReport, ...], Meta(max_length=limits.JOB_COUNT_MAX)]
     engine: Text = ""
+    recovery_record: Text = ""  # the file of the newest one, on that node
 
 
 class WantLayout(Message, frozen=True):

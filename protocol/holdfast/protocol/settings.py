@@ -249,5 +249,6 @@ SETTINGS = (
     Setting("scrub", "bandwidth", "scrub_bytes_per_s", _read_bandwidth, 256 << 20),
     Setting("scrub", "cpu_percent", "scrub_cpu_percent", _whole(1, 100), 5, numeric=True),
     Setting("drill", "period_s", "drill_period_s", _whole(0, PERIOD_S_MAX), 600, numeric=True),
+    Setting("daemon", "state_dir", "state_dir", read_text),
     Setting("daemon", "engine", "engine", _read_engine, "auto"),
 )

@@ -11,6 +11,7 @@ from holdfast.daemon.core.ledger import LedgerRecord
 from holdfast.daemon.core.memory import ChunkKey, Memory, Sizes
 from holdfast.protocol.ids import SnapshotId
 from holdfast.protocol.messages import ChunkHeader, DaemonMessage, PeerMessage
+from holdfast.protocol.recovery import RecoveryRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,6 +237,14 @@ class WriteLedger:
 
 
 @dataclass(frozen=True, slots=True)
+class WriteRecord:
+    """Replace the file of a recovery record; failing to is only logged."""
+
+    name: str
+    record: RecoveryRecord
+
+
+@dataclass(frozen=True, slots=True)
 class Log:
     """Say something to the operator."""
 
@@ -264,5 +273,6 @@ Action = (
     | RepairChunk
     | DrillStripe
     | WriteLedger
+    | WriteRecord
     | Log
 )

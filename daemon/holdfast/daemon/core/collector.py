@@ -38,6 +38,8 @@ class Collector:
     facts: dict[str, dict[SnapshotId, set[int]]] = field(default_factory=dict)
     queries: list[Query] = field(default_factory=list)
     cadences: Cadences = field(default_factory=Cadences)
+    refused: dict[str, tuple[str, ...]] = field(default_factory=dict)  # job -> why newer ones than the last choice
+    heard_s: dict[str, float] = field(default_factory=dict)  # job -> how long hearing all nodes took
     answered: dict[tuple[str, int], tuple[int, int]] = field(default_factory=dict)  # (job, asker) -> its last question
 
     # --- commit ---
@@ -144,6 +146,8 @@ class Collector:
             geometry = job.geometry(job.learn_layout(layout))
             problem = self._problem(snapshot, geometry, reports)
             if not problem:
+                self.refused[query.job] = tuple(problems)
+                self.heard_s[query.job] = (self.ctx.now_ns - query.started_ns) / 1e9
                 return messages.RestoreDecided(query.job, query.request, attempt, snapshot, layout)
             problems.append(problem)
         return messages.RestoreDecided(query.job, query.request, 0, None, None, problem="; ".join(problems)[:4000])

@@ -26,6 +26,8 @@ class Context:
     bulk_port: int = 0
     now_ns: int = 0
     free_bytes: int = 0
+    state_dir: str = ""  # where the shell writes recovery records
+    recovery_record: str = ""  # the newest one
     dialled: set[int] = field(default_factory=set)
     down: set[int] = field(default_factory=set)  # heard once and silent now
     requests: int = 0  # questions asked so far; numbers them

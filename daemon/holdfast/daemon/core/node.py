@@ -23,6 +23,7 @@ from holdfast.daemon.core.peer_side import PeerSide
 from holdfast.daemon.core.peers import Peers
 from holdfast.daemon.core.protect import key_of
 from holdfast.daemon.core.ranges import Ranges
+from holdfast.daemon.core.record import Records
 from holdfast.daemon.core.registry import JobParts, Registry
 from holdfast.daemon.core.restoring import Restoring
 from holdfast.daemon.core.slot import Phase
@@ -41,7 +42,8 @@ class Node:
         self.collector = Collector(ctx, self.peers)
         self.pursuits = Pursuits(ctx)
         self.registry = Registry(ctx, self.arena, self.peers, self.collector, self.pursuits)
-        self.restoring = Restoring(ctx, self.peers, self.registry, self.collector)
+        self.records = Records(ctx, self.peers, self.registry)
+        self.restoring = Restoring(ctx, self.peers, self.registry, self.collector, self.records)
         self.asks = Asks(ctx, self.peers, self.registry)
         self.sums = Sums(ctx, self.registry)
         self.offers = Offers(ctx, self.peers, self.registry, self.collector)
@@ -147,6 +149,7 @@ class Node:
             parts.healing.tick()
             self.collector.consider(parts.job)
             self.collector.consider_cadence(parts.job)
+        self.records.tick()
         self.restoring.tick()
         self.asks.tick()
         self.sums.tick()

@@ -61,6 +61,7 @@ def heartbeat(ctx: Context, arena: Arena, reports: list[JobReport]) -> Heartbeat
         budget_bytes=arena.budget_bytes,
         jobs=tuple(reports),
         engine=ctx.engine,
+        recovery_record=ctx.recovery_record,
     )
 
 
@@ -126,6 +127,7 @@ def _node_row(ctx: Context, peers: Peers, own: Heartbeat, node: int) -> dict[str
     row["arena_bytes"] = beat.arena_bytes if beat else 0
     row["budget_bytes"] = beat.budget_bytes if beat else 0
     row["engine"] = beat.engine if beat else ""
+    row["recovery_record"] = beat.recovery_record if beat else ""
     row["jobs"] = {
         report.job: {
             "committed_step": report.committed.step if report.committed else None,

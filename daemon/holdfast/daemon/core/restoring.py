@@ -9,6 +9,7 @@ from holdfast.daemon.core import report
 from holdfast.daemon.core.collector import Collector
 from holdfast.daemon.core.context import Context
 from holdfast.daemon.core.peers import Peers
+from holdfast.daemon.core.record import Records
 from holdfast.daemon.core.registry import Registry
 from holdfast.protocol import limits, messages
 
@@ -21,6 +22,7 @@ class Restoring:
     peers: Peers
     registry: Registry
     collector: Collector
+    records: Records
     asking: dict[int, tuple[int, messages.AskRestore]] = field(default_factory=dict)  # request -> (client, question)
     unsent: list[tuple[int, messages.AskRestore]] = field(default_factory=list)  # wait until a collector is known
 
@@ -84,6 +86,15 @@ class Restoring:
                 parts.job.begin_attempt(decided.attempt, decided.snapshot)
                 if parts.job.committed == decided.snapshot:
                     parts.job.committed_layout_id = layout_id
+                if decided.snapshot is not None and parts.job.attempt == decided.attempt:
+                    here = asker is not None  # only the collector knows what it refused, and how long it heard
+                    self.records.decided(
+                        parts,
+                        decided.snapshot,
+                        heard=here,
+                        refused=self.collector.refused.get(decided.job, ()) if here else (),
+                        heard_s=self.collector.heard_s.get(decided.job, 0.0) if here else 0.0,
+                    )
         if asker not in {None, self.ctx.node}:
             return
         if decided.request not in self.asking or self.asking[decided.request][1].job != decided.job:

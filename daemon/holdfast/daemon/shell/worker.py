@@ -35,6 +35,7 @@ from holdfast.daemon.shell.machine import MachineMemory
 from holdfast.daemon.shell.metrics import Meters
 from holdfast.daemon.shell.network import READABLE, BulkPlane, ControlPlane, Outgoing, Poller, public_key_of
 from holdfast.daemon.shell.pages import Pages, StatusRequests
+from holdfast.daemon.shell.records import RecordFiles
 from holdfast.daemon.shell.scrubber import Scrubber
 from holdfast.protocol import limits, messages
 from holdfast.protocol.config import ClusterConfig, config_digest, parse_config
@@ -114,6 +115,8 @@ class Worker:
         self.scrubber = Scrubber(
             config, engine=engine, params=params, arena=self.arena, bulk=self.bulk, report=self.inbox.put
         )
+        state_dir = Path(config.state_dir or door.path.parent)
+        self.records = RecordFiles(state_dir, config.nodes[node].name)
         record = self._read_ledger()
         now_ns = time.monotonic_ns()
         self.context = Context(
@@ -127,6 +130,7 @@ class Worker:
             engine=engine.name,
             bulk_port=self.bulk.port,
             free_bytes=self.machine.free_bytes(),
+            state_dir=str(state_dir),
         )
         self.node = Node(self.context, started_ns=now_ns)
         if record is not None:
@@ -298,6 +302,8 @@ class Worker:
                     slot.digests[first : first + len(digests)] = digests
             case actions.DropFrames(keys):
                 self.bulk.drop(keys)
+            case actions.WriteRecord():
+                self.records.write(action)
             case actions.WriteLedger(record):
                 self.ledger.write(encode_ledger(record))
                 self.meters.wrote(record, {name: parts.job.protect_s for name, parts in self.node.jobs.items()})
@@ -334,6 +340,7 @@ class Worker:
             self.pages.stop()
         self.coder.stop()
         self.scrubber.stop()
+        self.records.stop()
         self.bulk.stop()
         self.control.close()
         self.door.close()
