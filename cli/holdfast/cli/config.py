@@ -22,6 +22,7 @@ _SHOWN_WHEN_NONE = {
     "security.keys_dir": "none",
     "http.address": "off",
     "daemon.socket_group": "none",
+    "daemon.state_dir": "socket's folder",
 }
 
 

@@ -19,7 +19,7 @@ class RecordFiles:
     """The records of one node."""
 
     def __init__(self, directory: Path, node: str) -> None:
-        self._directory, self._node = directory, node
+        self.directory, self._node = directory, node
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="records")
 
     def write(self, action: WriteRecord) -> None:
@@ -31,13 +31,13 @@ class RecordFiles:
         self._thread.shutdown(wait=True)
 
     def _write(self, action: WriteRecord) -> None:
-        path = self._directory / action.name
+        path = self.directory / action.name
         aside = path.with_suffix(".part")
         try:
-            self._directory.mkdir(parents=True, exist_ok=True)
+            self.directory.mkdir(parents=True, exist_ok=True)
             aside.write_bytes(msgspec.json.format(msgspec.json.encode(action.record), indent=2) + b"\n")
             aside.replace(path)
-            files = sorted(self._directory.glob(f"recovery-{self._node}-*.json"), key=lambda file: file.stat().st_mtime)
+            files = sorted(self.directory.glob(f"recovery-{self._node}-*.json"), key=lambda file: file.stat().st_mtime)
             for file in files[:-FILES_KEPT_MAX]:
                 file.unlink(missing_ok=True)
         except OSError as error:

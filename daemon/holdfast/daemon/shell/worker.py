@@ -115,8 +115,7 @@ class Worker:
         self.scrubber = Scrubber(
             config, engine=engine, params=params, arena=self.arena, bulk=self.bulk, report=self.inbox.put
         )
-        state_dir = Path(config.state_dir or door.path.parent)
-        self.records = RecordFiles(state_dir, config.nodes[node].name)
+        self.records = RecordFiles(Path(config.state_dir or door.path.parent), config.nodes[node].name)
         record = self._read_ledger()
         now_ns = time.monotonic_ns()
         self.context = Context(
@@ -130,7 +129,7 @@ class Worker:
             engine=engine.name,
             bulk_port=self.bulk.port,
             free_bytes=self.machine.free_bytes(),
-            state_dir=str(state_dir),
+            state_dir=str(self.records.directory),
         )
         self.node = Node(self.context, started_ns=now_ns)
         if record is not None:
