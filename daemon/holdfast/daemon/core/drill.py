@@ -55,6 +55,7 @@ class Drill:
     todo: list[int] = field(default_factory=list)
     work: Fetching | None = None
     next_ns: int = 0  # when the next periodic drill begins; 0: not set yet
+    postponed: tuple[int, int] | None = None  # (stripes, when) of a drill that waits for members
     stripes: int = 0  # of the running drill, proven so far, as all that follows
     patterns: int = 0
     columns: int = 0
@@ -76,14 +77,24 @@ class Drill:
 
     # --- begin and end ---
 
-    def start(self, stripe_count: int) -> None:
-        """Begin a drill, unless one is under way."""
+    def start(self, stripe_count: int, *, patient: bool = True) -> None:
+        """Begin a drill, unless one is under way.
+
+        Args:
+            stripe_count: stripes to sample.
+            patient: whether members that live and have not said yet that they hold the snapshot get the time to.
+        """
         slot = self.repair.slot()
         if self.running or slot is None or slot.snapshot is None or slot.geometry is None:
             return
+        late = [node for node in self._away(slot) if self.peers.alive(node)]
+        if late and patient:
+            self.postponed = stripe_count, self.job.ctx.seconds(limits.HEARTBEAT_S * 3)
+            return
+        self.postponed = None
         self.snapshot, self.problem = slot.snapshot, ""
         self.stripes = self.patterns = self.columns = self.rebuilt_bytes = self.spent_ns = self.failures = 0
-        self.absent = self._away(slot)
+        self.absent = len(self._away(slot))
         stripes = slot.geometry.stripes(slot.node)
         if stripes.parity_count == 0:
             self._end("parity is 0: no loss of a node is survived")
@@ -95,15 +106,17 @@ class Drill:
         self.todo = list(dict.fromkeys(candidates))
         self._next()
 
-    def _away(self, slot: Slot) -> int:
+    def _away(self, slot: Slot) -> list[int]:
         """Members of the group that should hold some of the snapshot and don't, or are silent."""
         assert slot.geometry is not None
         reports, geometry = self.peers.reports(self.job.name), slot.geometry
-        return sum(
-            node not in reports or slot.snapshot not in reports[node].held
+        return [
+            node
             for node in geometry.group_of(slot.node)
-            if node != slot.node and geometry.data_bytes(node) + geometry.parity_bytes(node) > 0
-        )
+            if node != slot.node
+            and geometry.data_bytes(node) + geometry.parity_bytes(node) > 0
+            and (node not in reports or slot.snapshot not in reports[node].held)
+        ]
 
     def _draw(self, what: str) -> int:
         ctx = self.job.ctx
@@ -141,6 +154,8 @@ class Drill:
             late = {self.work.sources[p][0] for p in set(self.work.sources) - self.work.arrived}
             names = ", ".join(ctx.name_of(node) for node in sorted(late)) or "this node's own work"
             self._end(f"stripe {self.work.stripe}: nothing within {limits.CHUNK_DEADLINE_S} s from {names}")
+        if self.postponed is not None and ctx.now_ns >= self.postponed[1]:
+            self.start(self.postponed[0], patient=False)
         period_ns = int(ctx.config.drill_period_s * 1e9)
         if slot is not None and period_ns:
             if self.next_ns == 0:  # the first one soon: nobody believes what was never proven
