@@ -138,15 +138,7 @@ class Worker:
         self.status_requests = StatusRequests(lambda: os.eventfd_write(self.inbox.wake, 1))
         self.pages = self._open_pages(config.http_address)
         self.poller = Poller()
-        self.welcome = messages.Welcome(
-            protocol=limits.PROTOCOL_VERSION,
-            cluster=config.cluster_name,
-            epoch=config.epoch,
-            node=node,
-            node_name=config.nodes[node].name,
-            token="",
-            endpoint=door.endpoint,
-        )
+        self.welcome = _welcome(config, node, door)
 
     def _open_pages(self, address: str | None) -> Pages | None:
         if address is None:
@@ -345,6 +337,19 @@ class Worker:
         self.door.close()
         self.bulk_context.destroy(linger=0)
         self.zmq_context.destroy(linger=0)
+
+
+def _welcome(config: ClusterConfig, node: int, door: Door) -> messages.Welcome:
+    """What a trainer or command is told first; its token is filled in for each."""
+    return messages.Welcome(
+        protocol=limits.PROTOCOL_VERSION,
+        cluster=config.cluster_name,
+        epoch=config.epoch,
+        node=node,
+        node_name=config.nodes[node].name,
+        token="",
+        endpoint=door.endpoint,
+    )
 
 
 def _engine_of(config: ClusterConfig) -> Engine:
