@@ -1,8 +1,11 @@
 """Bytes out of tensors and back, for every dtype and every way to lie in memory."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
+from holdfast.client import tensor_bytes
 from holdfast.client.manifest import ITEM_BYTES
 from holdfast.client.tensor_bytes import content, copy_in, copy_out, raw_bytes
 
@@ -56,3 +59,23 @@ def test_copying_in_counts_as_a_change() -> None:
         before = tensor._version
         copy_in(np.zeros(16, dtype=np.uint8), tensor)
         assert tensor._version > before
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_many_copies_arrive_on_one_thread_and_on_several(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensor_bytes, "threads_to_copy", lambda: threads)
+    monkeypatch.setattr(tensor_bytes, "SPREAD_BYTES_MIN", 1000)
+    monkeypatch.setattr(tensor_bytes, "BLOCK_BYTES", 333)
+    sources = [np.random.default_rng(size).integers(0, 255, size, dtype=np.uint8) for size in (0, 1, 333, 334, 5000)]
+    targets = [np.zeros_like(source) for source in sources]
+    tensor_bytes.copy_all(list(zip(targets, sources, strict=True)))
+    assert all(np.array_equal(*pair) for pair in zip(targets, sources, strict=True))
+
+
+def test_copies_leave_half_of_the_cores_to_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)))
+    assert tensor_bytes.threads_to_copy() == tensor_bytes.THREADS_MAX
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert tensor_bytes.threads_to_copy() == 2
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "16")
+    assert tensor_bytes.threads_to_copy() == 1

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from holdfast.client.lanes import DEVICE_SMALL_BYTES
 from holdfast.client.manifest import TensorEntry, align
-from holdfast.client.tensor_bytes import ByteArray, copy_in
+from holdfast.client.tensor_bytes import ByteArray, copy_all, copy_in, raw_bytes
 
 RUN_BYTES_MAX = 256 << 20  # of small tensors in one copy: so much memory of the GPU is needed for a moment
 Pair = tuple[TensorEntry, torch.Tensor]
@@ -33,11 +33,25 @@ def copy_all_in(pairs: Sequence[Pair], payload: ByteArray) -> None:
         warnings.simplefilter("ignore")  # torch warns of read-only memory, once; it is only read here
         source = torch.from_numpy(payload) if by_device else torch.empty(0)
     kept = [_enqueue(mine, source) for mine in by_device.values()]
-    for entry, tensor in host:
-        copy_in(payload[entry.offset : entry.offset + entry.size_bytes], tensor)
+    _copy_on_host(host, payload)
     for device in by_device:
         torch.cuda.current_stream(device).synchronize()
     kept.clear()
+
+
+def _copy_on_host(pairs: Sequence[Pair], payload: ByteArray) -> None:
+    straight: list[tuple[ByteArray, ByteArray]] = []
+    copied: list[Pair] = []
+    for entry, tensor in pairs:
+        piece = payload[entry.offset : entry.offset + entry.size_bytes]
+        raw = raw_bytes(tensor)
+        if raw is None:
+            copy_in(piece, tensor)
+        else:
+            straight.append((raw, piece))
+            copied.append((entry, tensor))
+    copy_all(straight)
+    _count(copied)  # numpy wrote behind autograd's back
 
 
 def runs(pairs: Sequence[Pair]) -> list[list[Pair]]:
@@ -85,9 +99,7 @@ def _as_bytes(tensor: torch.Tensor) -> torch.Tensor:
 
 def _count(run: Sequence[Pair]) -> None:
     """Whoever watches the version counters must hear of it."""
-    for _, tensor in run:
-        if not tensor.is_inference():
-            torch.autograd.graph.increment_version(tensor)
+    torch.autograd.graph.increment_version([tensor for _, tensor in run if not tensor.is_inference()])
 
 
 def gpu_of(tensors: Sequence[torch.Tensor]) -> torch.device | None:

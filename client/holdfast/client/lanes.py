@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 import torch
 from holdfast.client.manifest import align
-from holdfast.client.tensor_bytes import ByteArray, copy_out
+from holdfast.client.tensor_bytes import ByteArray, copy_all, copy_out
 
 HOST_SMALL_BYTES = 8 << 10
 HOST_PACK_BYTES_MAX = 256 << 10  # packed at a time: its second copy comes out of the processor's cache
@@ -139,8 +139,8 @@ class HostLane:
                 pack.buffer.zero_()
             pack.gather()
             np.copyto(payload[pack.start : pack.end], pack.buffer.numpy())
-        for raw, start, end, gap_end in self._large:
-            np.copyto(payload[start:end], raw)
+        copy_all([(payload[start:end], raw) for raw, start, end, _ in self._large])
+        for _, _, end, gap_end in self._large:
             if end < gap_end:
                 payload[end:gap_end] = 0  # what an earlier snapshot left
         for each in self._odd:

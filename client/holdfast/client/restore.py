@@ -93,6 +93,7 @@ class _Live:
     shardings: dict[Path, Sharding | None]
     meshes: list[SeenMesh]
     mesh_of: dict[Mesh, SeenMesh] = field(default_factory=dict)
+    parameters: dict[str, list[torch.Tensor]] = field(default_factory=dict)  # of each optimizer, as it numbers them
 
     @classmethod
     def look(cls, state: Mapping[str, object]) -> "_Live":
@@ -104,6 +105,11 @@ class _Live:
         shardings = {path: describe(tensor, meshes) for path, tensor in tensors.items()}
         live = cls(state, flats, tensors, shardings, meshes)
         live.mesh_of = {seen.mesh: seen for seen in meshes}
+        live.parameters = {
+            name: [parameter for group in item.param_groups for parameter in group["params"]]
+            for name, item in state.items()
+            if isinstance(item, torch.optim.Optimizer)
+        }
         return live
 
     def compare(self, parsed: ParsedShard, objects: Mapping[str, object]) -> list[str]:
@@ -139,10 +145,19 @@ class _Live:
             return tensor
         dtype = getattr(torch, entry.dtype)
         if entry.sharding is None:
-            return _empty(entry, dtype, "cpu")
+            return _empty(entry, dtype, self._device_of(entry))
         device_mesh = self.mesh_of[parsed.manifest.meshes[entry.sharding.mesh_index]].device_mesh
         local = _empty(entry, dtype, device_mesh.device_type)
         return distribute(local, entry.sharding, device_mesh)
+
+    def _device_of(self, entry: TensorEntry) -> torch.device:
+        """Where a fresh optimizer will want a tensor of its state: beside the parameter, so that it is copied once."""
+        name, *rest = entry.path
+        parameters = self.parameters.get(str(name), [])
+        if len(rest) == 3 and rest[0] == "state" and isinstance(rest[1], int) and rest[1] in range(len(parameters)):
+            # Counts of steps are moved, or left on the CPU, by the optimizer itself.
+            return torch.device("cpu") if rest[2] == "step" else parameters[rest[1]].device
+        return torch.device("cpu")
 
     def _entry_problems(self, entry: TensorEntry, parsed: ParsedShard) -> list[str]:
         item = self.state[str(entry.path[0])]
@@ -248,7 +263,7 @@ def mismatch_text(problems: list[str]) -> str:
     )
 
 
-def _empty(entry: TensorEntry, dtype: torch.dtype, device: str) -> torch.Tensor:
+def _empty(entry: TensorEntry, dtype: torch.dtype, device: str | torch.device) -> torch.Tensor:
     if entry.stride is not None:
         return torch.empty_strided(entry.shape, entry.stride, dtype=dtype, device=device)
     return torch.empty(entry.shape, dtype=dtype, device=device)
