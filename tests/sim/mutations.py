@@ -265,7 +265,7 @@ CAUGHT_BY: tuple[tuple[Mutation, str, int], ...] = (
     (commit_on_one_fact_less, "losses", 0),
     (release_before_commit, "losses", 0),
     (skip_the_digest_at_arrival, "losses", 0),
-    (take_work_for_another_snapshot, "everything", 0),
+    (take_work_for_another_snapshot, "everything", 20),
     (forget_a_stated_fact, "crashes", 1),
     (trust_what_was_rebuilt, "losses", 0),
     (deny_what_was_stated, "crashes", 0),
