@@ -6,7 +6,7 @@ PIP_ARGS ?=
 BIN     = $(VENV)/bin
 READY   = $(VENV)/.ready
 
-.PHONY: demo test sim chaos slurm-test lint format docs bench clean
+.PHONY: demo test sim chaos slurm-test systemd-test lint format docs bench clean
 
 demo: $(READY)
 	$(BIN)/holdfast demo
@@ -29,6 +29,10 @@ MINUTES ?= 5
 CHAOS_SEED ?= 1
 chaos: $(READY)
 	$(BIN)/python tests/chaos/chaos.py --minutes $(MINUTES) --seed $(CHAOS_SEED)
+
+# The unit under a systemd of its own, two minutes. As root.
+systemd-test: $(READY)
+	$(BIN)/python -m pytest -m systemd tests/systemd
 
 lint: $(READY)
 	$(BIN)/ruff format --check .
