@@ -3,7 +3,7 @@
 holdfast local --nodes 3 --parity 1        # in another terminal; copy its export line here
 torchrun --nproc-per-node 4 examples/fsdp2_reshard.py --steps 20
 torchrun --nproc-per-node 2 examples/fsdp2_reshard.py --steps 40              # restore() reshards by itself
-torchrun --nproc-per-node 3 examples/fsdp2_reshard.py --only-load             # torch's own way: dcp.load, no training
+torchrun --nproc-per-node 3 examples/fsdp2_reshard.py --load-first            # torch's own way before it: dcp.load
 """
 
 import argparse
@@ -78,15 +78,15 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--job", default="fsdp2-reshard")
-    parser.add_argument("--only-load", action="store_true")
+    parser.add_argument("--load-first", action="store_true")
     arguments = parser.parse_args()
     dist.init_process_group("gloo")
     model, optimizer = build()
-    if arguments.only_load:
+    if arguments.load_first:
         step = load(model, optimizer, arguments.job)
         report(f"loaded step {step}", model, optimizer)
-    else:
-        train(model, optimizer, arguments.job, arguments.steps)
+        model, optimizer = build()
+    train(model, optimizer, arguments.job, arguments.steps)
     dist.destroy_process_group()
 
 

@@ -92,6 +92,19 @@ def test_ranges_are_read_and_not_whole_shards() -> None:
     assert (4 << 20) // 8 <= read_bytes <= (4 << 20) // 8 + 2 * HEAD_GUESS_BYTES
 
 
+def test_many_small_tensors_are_few_reads() -> None:
+    whole = {f"t{number}": torch.full((3, 5), float(number)) for number in range(400)}
+    shards = []
+    for rank in range(2):
+        with as_rank(rank, 2):
+            shards.append(staged(cut(2).state(whole)))
+    source = Source(shards)
+    live = {name: torch.zeros(3, 5) for name in whole}
+    dcp.load(live, storage_reader=reader_of(source))
+    assert all(torch.equal(live[name], whole[name]) for name in whole)
+    assert len(source.ranges) <= 2 * 3  # at most two for a head, one for all parts
+
+
 def trained(make: Callable[[], nn.Module]) -> tuple[nn.Module, torch.optim.Optimizer]:
     torch.manual_seed(3)
     model = make()

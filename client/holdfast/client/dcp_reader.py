@@ -18,7 +18,7 @@ from holdfast.client.errors import NotRecoverableError, SupersededError
 from holdfast.client.flatten import save_objects
 from holdfast.client.link import socket_path
 from holdfast.client.ranges import Committed, RangeReader
-from holdfast.client.reading import read_box, whole_object
+from holdfast.client.reading import Wish, fulfil, whole_object, wishes
 from holdfast.client.state_errors import RestoreMismatchError
 from holdfast.protocol.ids import JOB_NAME, SnapshotId
 from torch.distributed.checkpoint.metadata import (
@@ -145,8 +145,7 @@ class HoldfastReader(StorageReader):
                     f"the ranks agreed to read {chosen} of job {self._job!r}, and {self._snapshot} is what is "
                     "committed now: load again"
                 )
-            for item in plan.items:
-                self._read(item, planner)
+            self._read_all(plan.items, planner)
         except SupersededError as error:
             raise NotRecoverableError(
                 f"{chosen} of job {self._job!r} was freed while it was read: {error.newest} is committed now; load "
@@ -226,24 +225,39 @@ class HoldfastReader(StorageReader):
             return found
         raise AssertionError("the last look returns or raises")
 
-    def _read(self, item: ReadItem, planner: LoadPlanner) -> None:
+    def _read_all(self, items: list[ReadItem], planner: LoadPlanner) -> None:
         assert self._source is not None
+        wanted: list[Wish] = []
+        targets: list[tuple[ReadItem, torch.Tensor]] = []
+        for item in items:
+            if item.type is LoadItemType.BYTE_IO:
+                archive = self._archive(self._known(item), _live_value(planner, item.dest_index.fqn))
+                planner.load_bytes(item, io.BytesIO(archive))
+                continue
+            target = planner.resolve_tensor(item)
+            wanted += self._wishes(item, target)
+            targets.append((item, target))
+        fulfil(self._source, wanted)
+        for item, target in targets:
+            planner.commit_tensor(item, target)
+
+    def _wishes(self, item: ReadItem, target: torch.Tensor) -> Iterator[Wish]:
         assert self._found is not None
-        name = self._found.resolve(item.storage_index.fqn)
-        if name is None:
-            raise RestoreMismatchError(f"{item.storage_index.fqn}: not in {self._snapshot}: load again")
-        if item.type is LoadItemType.BYTE_IO:
-            planner.load_bytes(item, io.BytesIO(self._archive(name, _live_value(planner, item.dest_index.fqn))))
-            return
+        name = self._known(item)
         tensor = require(self._found, name)
         piece = tensor.pieces.get(tuple(item.storage_index.offset or ()))
         if piece is None:
             raise RestoreMismatchError(
                 f"{name}: {self._snapshot} has no part at {item.storage_index.offset}: load again"
             )
-        target = planner.resolve_tensor(item)
-        read_box(self._source, piece, target, dtype=tensor.dtype, start=tuple(item.storage_offsets), role=self._rank)
-        planner.commit_tensor(item, target)
+        return wishes(piece, target, dtype=tensor.dtype, start=tuple(item.storage_offsets), role=self._rank)
+
+    def _known(self, item: ReadItem) -> str:
+        assert self._found is not None
+        name = self._found.resolve(item.storage_index.fqn)
+        if name is None:
+            raise RestoreMismatchError(f"{item.storage_index.fqn}: not in {self._snapshot}: load again")
+        return name
 
     def _archive(self, name: str, live: object) -> bytes:
         """A plain value as the archive that planners expect; whatever they do with it, it was made here."""

@@ -1,30 +1,50 @@
-"""Copying a part of a staged tensor into a live one, by byte ranges of the shards that hold it."""
+"""Copying parts of staged tensors into live ones, by byte ranges of the shards that hold them.
+
+A model has thousands of small tensors, and each read is a question to a daemon: what lies close together is read at
+once. Large parts go straight into the live tensor's memory where that is possible.
+"""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from holdfast.client.catalogue import Catalogue, ShardBytes
-from holdfast.client.manifest import ITEM_BYTES, TensorEntry
-from holdfast.client.pieces import SPAN_BYTES_MAX, Numbers, Piece, Read, reads
+from holdfast.client.manifest import ALIGN_BYTES, ITEM_BYTES, TensorEntry
+from holdfast.client.pieces import GAP_BYTES_MIN, SPAN_BYTES_MAX, Numbers, Piece, Read, reads
 from holdfast.client.tensor_bytes import raw_bytes
 
 
-def read_box(  # a box of a piece, whose it is, and where it goes
-    source: ShardBytes, piece: Piece, target: torch.Tensor, *, dtype: str, start: Numbers, role: int
-) -> None:
-    """Fill ``target`` with the box of its shape that begins at ``start`` of the piece.
+class Wish(NamedTuple):
+    """One contiguous read of one role's shard, and the live tensor that it fills.
+
+    Attributes:
+        part: a local tensor of shape ``read.lengths``, any device, dtype and strides; overwritten in place.
+        dtype: of the bytes. Another dtype of ``part`` is converted.
+    """
+
+    role: int
+    offset_bytes: int
+    read: Read
+    part: torch.Tensor
+    dtype: str
+
+    @property
+    def end_bytes(self) -> int:
+        """Where the read ends in the shard."""
+        return self.offset_bytes + self.read.length_bytes
+
+
+def wishes(piece: Piece, target: torch.Tensor, *, dtype: str, start: Numbers, role: int) -> Iterator[Wish]:
+    """What has to be read to fill ``target`` with the box of its shape that begins at ``start`` of the piece.
 
     Args:
-        source: where bytes come from.
         piece: what is held, and by whom.
-        target: a local tensor, any device, dtype and strides; overwritten in place. Another dtype is converted.
+        target: a local tensor.
         dtype: of the piece.
         start: in elements of the piece.
         role: who reads: replicas are read from the nearest one.
-
-    Raises:
-        HoldfastError: bytes can't be had. A part of ``target`` may be overwritten then.
     """
     holder, first_byte = piece.nearest(role)
     for read in reads(piece.shape, start, tuple(target.shape), item_bytes=ITEM_BYTES[dtype]):
@@ -32,16 +52,56 @@ def read_box(  # a box of a piece, whose it is, and where it goes
         for dim, (at, length) in enumerate(zip(read.start, read.lengths, strict=True)):
             part = part.narrow(dim, at, length)
         for one, into in _bounded(read, part, dtype):
-            _read(source, holder, first_byte, one, into, dtype)
-    if target.numel() and not target.is_inference():
-        torch.autograd.graph.increment_version(target)  # bytes may have been written behind autograd's back
+            yield Wish(holder, first_byte + one.offset_bytes, one, into, dtype)
+
+
+def fulfil(source: ShardBytes, wanted: Iterable[Wish]) -> None:
+    """Read everything that is wished.
+
+    Raises:
+        HoldfastError: bytes can't be had. Some live tensors may be overwritten then.
+    """
+    for group in _groups(sorted(wanted, key=lambda wish: (wish.role, wish.offset_bytes))):
+        straight = _direct(group[0].read, group[0].part, group[0].dtype) if len(group) == 1 else None
+        if straight is not None:
+            source.read_into(group[0].role, group[0].offset_bytes, straight)
+        else:
+            _read_group(source, group)
+        for wish in group:
+            if not wish.part.is_inference():
+                torch.autograd.graph.increment_version(wish.part)  # its memory may have been written behind its back
+
+
+def _groups(wanted: list[Wish]) -> Iterator[list[Wish]]:
+    """Wishes that are read at once; in the order of roles and bytes."""
+    group = wanted[:1]
+    for before, wish in pairwise(wanted):
+        near = wish.role == before.role and wish.offset_bytes - before.end_bytes < GAP_BYTES_MIN
+        if near and wish.end_bytes - group[0].offset_bytes <= SPAN_BYTES_MAX:
+            group.append(wish)
+        else:
+            yield group
+            group = [wish]
+    if group:
+        yield group
+
+
+def _read_group(source: ShardBytes, group: list[Wish]) -> None:
+    # From a boundary on, so that every part of the buffer is aligned as its dtype wants it.
+    start = group[0].offset_bytes // ALIGN_BYTES * ALIGN_BYTES
+    buffer = bytearray(max(wish.end_bytes for wish in group) - start)
+    source.read_into(group[0].role, start, memoryview(buffer))
+    staged = torch.frombuffer(buffer, dtype=torch.uint8)
+    for wish in group:
+        raw = staged[wish.offset_bytes - start : wish.end_bytes - start].view(getattr(torch, wish.dtype))
+        wish.part.copy_(raw.as_strided(wish.read.lengths, wish.read.strides, raw.storage_offset()))
 
 
 def read_entry(source: ShardBytes, role: int, payload_offset: int, entry: TensorEntry) -> torch.Tensor:
     """A rank's own part of a tensor as a new tensor on the CPU."""
     tensor = torch.empty(entry.shape, dtype=getattr(torch, entry.dtype))
     piece = Piece((0,) * tensor.dim(), entry.shape, (role,), (payload_offset + entry.offset,))
-    read_box(source, piece, tensor, dtype=entry.dtype, start=(0,) * tensor.dim(), role=role)
+    fulfil(source, wishes(piece, tensor, dtype=entry.dtype, start=(0,) * tensor.dim(), role=role))
     return tensor
 
 
@@ -82,14 +142,3 @@ def _direct(read: Read, part: torch.Tensor, dtype: str) -> "memoryview | None":
         return None
     raw = raw_bytes(part)
     return None if raw is None else raw.data
-
-
-def _read(source: ShardBytes, role: int, first_byte: int, read: Read, part: torch.Tensor, dtype: str) -> None:
-    straight = _direct(read, part, dtype)
-    if straight is not None:
-        source.read_into(role, first_byte + read.offset_bytes, straight)
-        return
-    buffer = bytearray(read.length_bytes)
-    source.read_into(role, first_byte + read.offset_bytes, memoryview(buffer))
-    staged = torch.frombuffer(buffer, dtype=torch.uint8).view(getattr(torch, dtype))
-    part.copy_(staged.as_strided(read.lengths, read.strides))
