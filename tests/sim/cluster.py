@@ -237,8 +237,12 @@ class Cluster:
             if newest is None or slot is None or slot.phase not in COMPLETE or slot.sizes.total_bytes == 0:
                 continue
             held = self.machines[node].held[slot.memory(job.shape.name)]
-            piece = self.world.random.choice([piece for piece in (held.data, held.parity) if piece])
-            place = self.world.random.randrange(len(piece))
+            assert slot.geometry is not None
+            # Padding is nobody's bytes: what rots there is digested and coded with the next snapshot as it is.
+            data_bytes = slot.geometry.layout.image_bytes(node)
+            pieces = [(held.data, data_bytes), (held.parity, len(held.parity))]
+            piece, size = self.world.random.choice([(piece, size) for piece, size in pieces if size])
+            place = self.world.random.randrange(size)
             self._fault(f"a byte of {newest} of {job.shape.name} rots on n{node}")
             piece[place] ^= 1 << self.world.random.randrange(8)
             self.truth.rotten.setdefault((job.shape.name, newest), set()).add(node)

@@ -271,4 +271,5 @@ CAUGHT_BY: tuple[tuple[Mutation, str, int], ...] = (
     (deny_what_was_stated, "crashes", 0),
     (count_a_duplicate_twice, "everything", 0),
     (seal_without_one_role, "losses", 1),
+    (accept_an_old_epoch, "strays", 0),
 )

@@ -74,6 +74,9 @@ PROFILES = {
     "crashes": Profile(
         (faults.worker_crash, *[faults.worker_crash_between_actions] * 3, faults.rank_crash), pause_s=1.0
     ),
+    "strays": Profile(
+        (*[faults.old_epoch] * 3, *[faults.node_loss] * 3, faults.memory_loss, faults.rank_crash), pause_s=2.0
+    ),
     "wide": Profile(faults.EVERYTHING, codes=WIDE, wide=True, pause_s=1.0),
     "beyond": Profile(faults.EVERYTHING, codes=tuple(code for code in SMALL if code[0] > 2), pause_s=5.0, beyond=True),
     "reads": Profile(

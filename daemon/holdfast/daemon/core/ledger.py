@@ -57,4 +57,7 @@ def encode_ledger(record: LedgerRecord) -> bytes:
 
 def decode_ledger(payload: bytes) -> LedgerRecord:
     """The record of bytes; raises msgspec.DecodeError (of which ValidationError is one) for anything else."""
-    return _decoder.decode(payload)
+    try:
+        return _decoder.decode(payload)
+    except (ValueError, RecursionError) as error:  # the codec lets them through
+        raise msgspec.DecodeError(str(error)) from error
