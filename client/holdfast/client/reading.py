@@ -97,11 +97,18 @@ def _read_group(source: ShardBytes, group: list[Wish]) -> None:
         wish.part.copy_(raw.as_strided(wish.read.lengths, wish.read.strides, raw.storage_offset()))
 
 
+def read_box(  # a box of a piece, whose it is, and where it goes
+    source: ShardBytes, piece: Piece, target: torch.Tensor, *, dtype: str, start: Numbers, role: int
+) -> None:
+    """Fill ``target`` with the box of its shape that begins at ``start`` of the piece: `wishes`, fulfilled at once."""
+    fulfil(source, wishes(piece, target, dtype=dtype, start=start, role=role))
+
+
 def read_entry(source: ShardBytes, role: int, payload_offset: int, entry: TensorEntry) -> torch.Tensor:
     """A rank's own part of a tensor as a new tensor on the CPU."""
     tensor = torch.empty(entry.shape, dtype=getattr(torch, entry.dtype))
     piece = Piece((0,) * tensor.dim(), entry.shape, (role,), (payload_offset + entry.offset,))
-    fulfil(source, wishes(piece, tensor, dtype=entry.dtype, start=(0,) * tensor.dim(), role=role))
+    read_box(source, piece, tensor, dtype=entry.dtype, start=(0,) * tensor.dim(), role=role)
     return tensor
 
 
