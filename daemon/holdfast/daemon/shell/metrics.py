@@ -51,7 +51,7 @@ METRICS: dict[str, tuple[str, str]] = {
     "holdfast_abandoned_total": ("counter", "Snapshots that this node gave up."),
     "holdfast_sent_bytes_total": ("counter", "Chunk bytes handed to the network, for parity and for rebuilds."),
     "holdfast_received_bytes_total": ("counter", "Chunk bytes that arrived."),
-    "holdfast_work_bytes_total": ("counter", "Bytes worked on, by kind: digest, encode, rebuild, verify, serve."),
+    "holdfast_work_bytes_total": ("counter", "Bytes worked on, by kind: digest, encode, add, store, verify, serve."),
     "holdfast_work_seconds_total": ("counter", "Busy seconds of the coding and memory threads, by kind."),
     "holdfast_refused_total": ("counter", "Frames and connections refused, by reason."),
     "holdfast_protect_seconds": ("histogram", "From a snapshot's seal to its commit."),
