@@ -69,6 +69,17 @@ def multiples_of(coefficient: int) -> bytes:
 
 @cache
 def product_table() -> npt.NDArray[np.uint8]:
-    """All products: read-only, shape (256, 256), entry [a, b] = a * b. 64 KiB, made once."""
-    rows = b"".join(multiples_of(coefficient) for coefficient in range(ELEMENT_COUNT))
-    return np.frombuffer(rows, dtype=np.uint8).reshape(ELEMENT_COUNT, ELEMENT_COUNT)
+    """All products: read-only, shape (256, 256), entry [a, b] = a * b. 64 KiB, made once, in less than a millisecond.
+
+    Shift and add as in ``multiply``, for all pairs at once: whoever decodes first in a process must not wait for it.
+    """
+    elements = np.arange(ELEMENT_COUNT, dtype=np.uint16)
+    table = np.zeros((ELEMENT_COUNT, ELEMENT_COUNT), dtype=np.uint16)
+    shifted = elements.copy()  # every element times 2^bit
+    for bit in range(8):
+        table[(elements >> bit) & 1 == 1] ^= shifted
+        shifted <<= 1
+        shifted[shifted >= ELEMENT_COUNT] ^= POLYNOMIAL
+    products = table.astype(np.uint8)
+    products.flags.writeable = False
+    return products

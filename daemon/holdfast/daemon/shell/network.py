@@ -373,8 +373,7 @@ class BulkPlane:
         _set_tcp(self._pull)
         self._pull.setsockopt(zmq.RCVHWM, limits.CHUNK_CREDITS)
         self._pull.setsockopt(zmq.MAXMSGSIZE, config.chunk_bytes + _SLACK_BYTES)
-        host = config.nodes[node].host
-        self._pull.bind(_endpoint(host, 0).replace(":0", ":*"))
+        self._pull.bind(_endpoint(config.nodes[node].host, 0).replace(":0", ":*"))
         self.port = int(self._pull.getsockopt_string(zmq.LAST_ENDPOINT).rpartition(":")[2])
         self._push: dict[int, tuple[int, zmq.Socket[bytes]]] = {}
         self._ports: dict[int, int] = {}
@@ -412,11 +411,10 @@ class BulkPlane:
         poller.register(self._pull, zmq.POLLIN)
         poller.register(self._wake, zmq.POLLIN)
         while True:
-            busy = any(self._waiting.values())
             full = [self._push[node][1] for node, waiting in self._waiting.items() if waiting and node in self._push]
             for socket in full:
                 poller.register(socket, zmq.POLLOUT)
-            ready = dict(poller.poll(_PORT_LOOK_MS if busy else 1000))
+            ready = dict(poller.poll(_PORT_LOOK_MS if any(self._waiting.values()) else 1000))
             for socket in full:
                 poller.unregister(socket)
             if self._wake in ready:
@@ -438,9 +436,8 @@ class BulkPlane:
             waiting.clear()
         socket = self._socket_to(node)
         while waiting and socket is not None:
-            order = waiting[0]
             try:
-                socket.send_multipart([frames.encode(order.header), order.payload], zmq.DONTWAIT, copy=False)
+                socket.send_multipart([frames.encode(waiting[0].header), waiting[0].payload], zmq.DONTWAIT, copy=False)
             except zmq.Again:
                 return
             waiting.popleft()
