@@ -45,6 +45,10 @@ _FRAMES_HELD_MAX = 4096  # received chunks that wait for their stripe; credits k
 _TURN_FRAMES_MAX = 256  # frames taken from one socket per turn, so that none starves the others
 _SLACK_BYTES = 64 << 10
 _REREAD_S = 2.0  # between two looks into the keys folder: strangers who knock cost no more than that
+_TCP_OPTIONS = {
+    zmq.LINGER: 0, zmq.IPV6: 1, zmq.HEARTBEAT_IVL: 1000, zmq.HEARTBEAT_TIMEOUT: 3000, zmq.TCP_MAXRT: 3000,
+    zmq.CONNECT_TIMEOUT: 2000, zmq.RECONNECT_IVL: 100, zmq.RECONNECT_IVL_MAX: 1000,
+}  # fmt: skip
 _HANDSHAKE_FAILED = (
     zmq.Event.HANDSHAKE_FAILED_AUTH | zmq.Event.HANDSHAKE_FAILED_PROTOCOL | zmq.Event.HANDSHAKE_FAILED_NO_DETAIL
 )
@@ -58,14 +62,8 @@ def public_key_of(secret: bytes) -> bytes:
 
 
 def _set_tcp(socket: zmq.Socket[bytes]) -> None:
-    socket.setsockopt(zmq.LINGER, 0)
-    socket.setsockopt(zmq.HEARTBEAT_IVL, 1000)
-    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 3000)
-    socket.setsockopt(zmq.TCP_MAXRT, 3000)
-    socket.setsockopt(zmq.CONNECT_TIMEOUT, 2000)
-    socket.setsockopt(zmq.RECONNECT_IVL, 100)
-    socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
-    socket.setsockopt(zmq.IPV6, 1)
+    for option, value in _TCP_OPTIONS.items():
+        socket.setsockopt(option, value)
 
 
 def _endpoint(host: str, port: int) -> str:
@@ -161,8 +159,8 @@ class ControlPlane:
 
     def redial(self) -> None:
         """Dial those again whose key is being rotated and who did not have the one that was tried. Once per tick."""
-        for node in self._key_attempts:
-            if node not in self._dealers and self._poller is not None:
+        for node in self._key_attempts.keys() - self._dealers.keys():
+            if self._poller is not None:
                 self.dial(node, self._poller)
 
     def send_peer(self, node: int, message: messages.PeerMessage) -> None:
@@ -244,11 +242,10 @@ class ControlPlane:
         """Close the connection to a node, to dial it with another key at the next tick."""
         dealer = self._dealers.pop(node)
         del self._monitors[monitor]
+        dealer.disable_monitor()
         for socket in (dealer, monitor):
             if self._poller is not None and socket in self._poller:
                 self._poller.unregister(socket)
-        dealer.disable_monitor()
-        for socket in (dealer, monitor):
             socket.close(0)
 
     def _from_peer(self, parts: list[zmq.Frame], found: list[events.Event]) -> None:
