@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from holdfast.client import SnapshotSkippedError, Snapshotter
+from holdfast.client.capture import Capture
 from holdfast.client.state_hash import hash_state
 from local_cluster import LocalCluster
 from torch import nn
@@ -50,18 +51,38 @@ def restored(cluster: LocalCluster, job: str) -> tuple[int | None, str]:
         return snapshotter.restore(), hash_state(run.state)
 
 
-def test_what_changes_right_after_step_is_never_committed_and_named(cluster: LocalCluster) -> None:
-    run = Run(1)
-    with Snapshotter(run.state, job="torn", socket=cluster.socket(0), on_error="raise") as snapshotter:
-        snapshotter.step(0)
-        snapshotter.wait(timeout_s=20)
-        wanted = hash_state(run.state)
-        snapshotter.step(1)
-        run.change_everything()
-        with pytest.raises(SnapshotSkippedError, match=r"model/0\.\w+: changed while it was copied"):
-            snapshotter.before_update()
-        assert snapshotter.stats()["skipped"] == 1
-        assert restored(cluster, "torn") == (0, wanted)
+@pytest.mark.parametrize("copied_first", [False, True])
+def test_what_changes_right_after_step_is_never_committed_and_named(
+    cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch, *, copied_first: bool
+) -> None:
+    run, job = Run(1), f"torn-{copied_first}"
+    changed = threading.Event()
+    start = Capture.start
+
+    def start_beside_changes(capture: Capture, target: memoryview) -> None:
+        if copied_first:  # from what was there; the look at the end can't know that
+            capture.on_host = False
+            start(capture, target)
+            capture.on_host = True
+            assert changed.wait(20)
+        else:
+            assert changed.wait(20)
+            start(capture, target)
+
+    snapshotter = Snapshotter(run.state, job=job, socket=cluster.socket(0), on_error="raise")
+    snapshotter.step(0)
+    snapshotter.wait(timeout_s=20)
+    wanted = hash_state(run.state)
+    monkeypatch.setattr(Capture, "start", start_beside_changes)
+    snapshotter.step(1)
+    run.change_everything()
+    changed.set()
+    with pytest.raises(SnapshotSkippedError, match=r"model/0\.\w+: changed while it was copied, 24 in all"):
+        snapshotter.before_update()
+    assert snapshotter.stats()["skipped"] == 1
+    with pytest.raises(SnapshotSkippedError, match="can't commit"):  # the last one, and it was asked to raise
+        snapshotter.close()
+    assert restored(cluster, job) == (0, wanted)
 
 
 def test_blocking_has_copied_before_it_returns(cluster: LocalCluster) -> None:
