@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -198,6 +199,16 @@ def test_an_upgrade_keeps_every_snapshot_and_refuses_what_would_not_start(make_c
     cluster.config.write_text(good)
     cluster.wait_status(lambda status: job_row(status, "gpt")["committed_step"] == 5, "it is back with its memory")
     assert restored(cluster) == 5
+
+
+def test_a_keeper_ends_where_the_node_was_taken_down(make_cluster: MakeCluster) -> None:
+    """Its folder is gone and its worker dies: nothing is left that tries again for ever."""
+    cluster = make_cluster(nodes=1, parity=0)
+    cluster.start()
+    keeper, worker = cluster.keeper(0), cluster.worker(0)
+    shutil.rmtree(cluster.folder)
+    os.kill(worker, signal.SIGKILL)
+    until(lambda: not alive(keeper), "the keeper ends")
 
 
 def test_a_key_is_rotated_while_the_cluster_runs(make_cluster: MakeCluster, tmp_path: Path) -> None:

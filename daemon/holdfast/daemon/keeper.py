@@ -22,6 +22,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from holdfast.daemon.service_manager import ServiceManager
 
@@ -164,7 +165,7 @@ class Keeper:
             adopted = None
             code = self.watch(channel, pidfd)
             refuses = code in REFUSING_EXITS
-            if self.stopping or code == STOPPED_EXIT or (refuses and not self.proven):
+            if self.stopping or code == STOPPED_EXIT or (refuses and not (self.proven and self.installed())):
                 return code if code not in {None, RESTART_EXIT} else 0
             if refuses:
                 say(f"keeper: the new worker refuses to start ({code}, see above); {len(self.held)} pieces of memory "
@@ -174,6 +175,11 @@ class Keeper:
             self.pause(RETRY_PAUSE_S if refuses else 0.0 if code == RESTART_EXIT else RESTART_PAUSE_S)
             if self.stopping:
                 return 0
+
+    def installed(self) -> bool:
+        """Whether the folder of the config is there: where it is gone, the node was taken down for good."""
+        words = self.worker_arguments
+        return "--config" not in words or Path(words[words.index("--config") + 1]).parent.is_dir()
 
     def pause(self, seconds: float) -> None:
         """Wait between two workers; a request to stop ends it, and the service manager hears that we live."""
