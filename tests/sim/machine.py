@@ -223,8 +223,6 @@ class Worker:
                 held = machine.held.get(memory)
                 if held is not None:
                     assert first + len(digests) <= len(held.digests), "digests beyond the table"
-                    same = held.digests[first : first + len(digests)] == list(digests)
-                    assert same or self._may_overwrite(memory), "digests of what the ledger calls complete never change"
                     held.digests[first : first + len(digests)] = digests
             case actions.DropFrames(keys):
                 for key in keys:
@@ -246,12 +244,6 @@ class Worker:
                 pass  # connections come and go by themselves
             case _:
                 raise AssertionError(f"no hand for {type(action).__name__}")
-
-    def _may_overwrite(self, memory: Memory) -> bool:
-        """Whether a worker that dies now would not trust this slot's digest table."""
-        known = decode_ledger(self.machine.ledger).jobs if self.machine.ledger is not None else ()
-        slots = [job.slots[memory.slot] for job in known if job.name == memory.job and memory.slot < len(job.slots)]
-        return not any(s.generation == memory.generation and s.phase in {"protected", "committed"} for s in slots)
 
     # --- peers ---
 

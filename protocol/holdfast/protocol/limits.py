@@ -47,6 +47,7 @@ RECORD_PHASES_KEPT = 32  # of one recovery; a rebuild that fails again and again
 DIGEST_BATCH_CHUNKS = 32  # chunks digested in one go, by all threads; sending starts before the last one is digested
 
 HEARTBEAT_S = 0.5
+OWN_STALL_S = 1.0  # a worker that saw no event for so long, its own clock included, stood still itself
 PEER_DEADLINE_S = 2.5  # five heartbeats: a peer not heard for so long is down
 CHUNK_DEADLINE_S = 10.0  # a chunk not acknowledged for so long is sent again
 PROTECT_STALL_S = 60.0  # a snapshot whose protection has not moved for so long is given up
@@ -70,6 +71,7 @@ assert WORLD_SIZE_MAX * 16 < CONTROL_FRAME_BYTES_MAX < LEDGER_BYTES
 assert HEARTBEAT_S * 3 <= CADENCE_AHEAD_S
 assert HEARTBEAT_S * 2 < PEER_DEADLINE_S <= HEAR_ALL_S
 assert HEAR_ALL_S + PEER_DEADLINE_S < COMMIT_PAUSE_S
+assert OWN_STALL_S < PEER_DEADLINE_S
 assert PEER_DEADLINE_S + 4 * HEARTBEAT_S < DENY_AFTER_S
 assert CHUNK_DEADLINE_S * 2 < PROTECT_STALL_S
 assert AGREEMENT_STRIPES_MAX * 256 * 4 < CONTROL_FRAME_BYTES_MAX

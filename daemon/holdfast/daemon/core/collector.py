@@ -5,7 +5,7 @@ every node watches, and the lowest live one announces. Restore: the collector he
 the newest snapshot that any of them knows to be committed and that can be recovered from what the live ones hold.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from holdfast.daemon.core.cadences import Cadences
 from holdfast.daemon.core.context import Context
@@ -109,6 +109,10 @@ class Collector:
             return  # the asker repeats its question
         self.queries.append(Query(job, request, asker, self.ctx.now_ns, self.ctx.seconds(limits.HEAR_ALL_S)))
         self.ctx.tell_all(messages.ReportWanted(request, job))
+
+    def excuse(self, nanoseconds: int) -> None:
+        """This node stood still for so long: those whom it asked get that time, too."""
+        self.queries = [replace(query, deadline_ns=query.deadline_ns + nanoseconds) for query in self.queries]
 
     def ready(self, query: Query) -> bool:
         """Whether every node that may be alive was heard since the question came."""

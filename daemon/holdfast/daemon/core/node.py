@@ -95,7 +95,11 @@ class Node:
     def handle(self, event: events.Event, now_ns: int) -> list[Action]:
         """Apply one event at time `now_ns`; return what the shell must now do, in order."""
         assert now_ns >= self.ctx.now_ns, "the clock is monotonic"
-        self.ctx.now_ns = now_ns
+        stood_still_ns, self.ctx.now_ns = now_ns - self.ctx.now_ns, now_ns
+        if stood_still_ns > int(limits.OWN_STALL_S * 1e9):
+            # It was this process that heard nothing, not the others that said nothing: what they said waits in sockets.
+            self.peers.excuse(stood_still_ns)
+            self.collector.excuse(stood_still_ns)
         match event:
             case events.TimePassed():
                 self._tick(event)

@@ -140,6 +140,12 @@ class Peers:
             self.ctx.log(f"node {self.ctx.name_of(node)} is up (incarnation {incarnation})")
         return True, lost_flight
 
+    def excuse(self, nanoseconds: int) -> None:
+        """This node stood still for so long: nobody was silent in that time."""
+        for peer in self.table.values():
+            if peer.heard_ns is not None:
+                peer.heard_ns = min(self.ctx.now_ns, peer.heard_ns + nanoseconds)
+
     def silence(self) -> list[int]:
         """Declare nodes down that were not heard within the deadline; returns those that went down just now."""
         limit_ns = self.ctx.now_ns - int(limits.PEER_DEADLINE_S * 1e9)
