@@ -88,6 +88,7 @@ class Machine:
             node=self.node,
             incarnation=record.incarnation if record else self.incarnation,
             worker_session=record.worker_session + 1 if record else 1,
+            wall_ms_at_zero=1_000_000 - self.clock_offset_ns // 1_000_000,
             budget_bytes=self.budget_bytes,
             engine="simulated",
             bulk_port=self.next_port,

@@ -75,7 +75,8 @@ class Truth:
             not left, f"attempt {attempt} of {job} is given again, and nodes {left} hold snapshots of its first life"
         )
         self.owners[job, attempt] = life
-        for book in (self.layouts, self.staged, self.stated, self.stated_now, self.denied, self.denied_now):
+        books = (self.layouts, self.staged, self.stated, self.stated_now, self.denied, self.denied_now, self.let_go)
+        for book in books:
             for key in earlier & set(book):
                 del book[key]
 
@@ -216,7 +217,10 @@ class Truth:
         missing = self.geometry(key).participants - self.stated.get(key, set()) if key in self.layouts else {"all"}
         promise(not missing, f"node {node} calls {committed} of {name} committed; no fact yet from {sorted(missing)}")
         begun = max((a for j, a in self.owners if j == name), default=0)
-        if committed.attempt == attempt == begun:
+        # A node that was cut off may complete an attempt that the others have left: it will hear so.
+        workers = [machine.worker for machine in self.machines if machine.worker is not None]
+        left = max(worker.node.jobs[name].job.attempt for worker in workers if name in worker.node.jobs)
+        if committed.attempt == attempt == max(begun, left):
             gone = self.let_go.get(key, set())
             promise(not gone, f"node {node} calls {committed} of {name} committed; nodes {gone} had let it go")
 

@@ -136,6 +136,9 @@ class Collector:
             reports[self.ctx.node] = own
         attempt = max((report.attempt for report in reports.values()), default=0)
         attempt = max(attempt, attempts_over) + 1
+        if not self.peers.all_heard:
+            # Who is not heard may know of later attempts, and hold what they staged: the time is later than any.
+            attempt = max(attempt, self.ctx.wall_ms)
         candidates = sorted({report.committed for report in reports.values() if report.committed}, reverse=True)
         if not candidates or job is None:
             return messages.RestoreDecided(query.job, query.request, attempt, None, None)

@@ -25,6 +25,7 @@ class Context:
     engine: str = ""
     bulk_port: int = 0
     now_ns: int = 0
+    wall_ms_at_zero: int = 0  # the wall clock, in milliseconds, when `now_ns` would have been 0
     free_bytes: int = 0
     state_dir: str = ""  # where the shell writes recovery records
     recovery_record: str = ""  # the newest one
@@ -33,6 +34,11 @@ class Context:
     requests: int = 0  # questions asked so far; numbers them
     sums: int = 0  # sums asked for so far; numbers them
     actions: list[Action] = field(default_factory=list)
+
+    @property
+    def wall_ms(self) -> int:
+        """The wall clock in milliseconds; it only makes numbers that nobody else has used."""
+        return self.wall_ms_at_zero + self.now_ns // 1_000_000
 
     def emit(self, action: Action) -> None:
         """Append one action."""

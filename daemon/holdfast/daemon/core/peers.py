@@ -83,11 +83,16 @@ class Peers:
     @property
     def settled(self) -> bool:
         """Whether every node has said what it holds, or has had its time to since this worker started."""
-        return self._joined or all(peer.heard_ns and peer.heartbeat for peer in self.table.values())
+        return self._joined or self.all_heard
 
     @property
     def _joined(self) -> bool:
         return self.ctx.now_ns >= self.started_ns + int(limits.JOIN_S * 1e9)
+
+    @property
+    def all_heard(self) -> bool:
+        """Whether every node is alive and has said what it holds."""
+        return all(peer.heard_ns is not None and peer.heartbeat is not None for peer in self.table.values())
 
     def unheard(self) -> set[int]:
         """Nodes of which nothing can be said: they have not told yet what they hold, or tell it to others only.

@@ -125,6 +125,7 @@ class Worker:
             node=node,
             incarnation=record.incarnation if record else time.time_ns() // 1_000_000,
             worker_session=record.worker_session + 1 if record else 1,
+            wall_ms_at_zero=(time.time_ns() - now_ns) // 1_000_000,
             budget_bytes=config.budget_bytes or self.machine.total_bytes // 2,
             engine=engine.name,
             bulk_port=self.bulk.port,
