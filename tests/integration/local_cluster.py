@@ -261,12 +261,12 @@ class LocalCluster:
         for node in sorted(self.keepers):
             self.wait_status(lambda status: all(row["state"] == "up" for row in status["nodes"]), "all up", node=node)
 
-    def command(self, *words: str, node: int = 0) -> subprocess.CompletedProcess[str]:
+    def command(self, *words: str, node: int = 0, seconds: float = DEADLINE_S) -> subprocess.CompletedProcess[str]:
         """Run `holdfast WORDS` against a node's daemon."""
         environment = {**os.environ, "HOLDFAST_SOCKET": str(self.socket(node))}
         return subprocess.run(
             [sys.executable, "-m", "holdfast.cli.main", *words],
-            env=environment, capture_output=True, text=True, timeout=DEADLINE_S, check=False,
+            env=environment, capture_output=True, text=True, timeout=seconds, check=False,
         )  # fmt: skip
 
     def forget(self, job: str) -> None:

@@ -13,6 +13,9 @@ from holdfast.client.export import NOTE
 from local_cluster import LocalCluster
 
 MakeCluster = Callable[..., LocalCluster]
+TORCH_S = 90.0  # a process that imports torch on a busy machine
+
+pytestmark = pytest.mark.timeout(400)
 
 # Reads the directory as somebody would who never heard of Holdfast, and says what came.
 READER = """
@@ -63,19 +66,19 @@ def test_torch_alone_reads_what_was_exported_also_with_a_node_missing(
     cluster.kill(0)  # the node that held it all
     cluster.wait_status(lambda s: s["nodes"][0]["state"] != "up", "the loss is seen", node=1)
     target = tmp_path / "out" / "step3"
-    wrong = cluster.command("export", "--to", str(target), "--step", "9", node=1)
+    wrong = cluster.command("export", "--to", str(target), "--step", "9", node=1, seconds=TORCH_S)
     assert (wrong.returncode, target.exists()) == (3, False), wrong.stderr
     assert "expected step 9, found step 3" in wrong.stderr
-    found = cluster.command("export", "--to", str(target), "--json", node=1)
+    found = cluster.command("export", "--to", str(target), "--json", node=1, seconds=TORCH_S)
     assert found.returncode == 0, found.stderr
     assert json.loads(found.stdout)["step"] == 3
     assert json.loads((target / NOTE).read_text())["job"] == "job"
     assert [path.name for path in target.parent.iterdir()] == ["step3"]  # nothing is left aside
-    again = cluster.command("export", "--to", str(target), node=1)
+    again = cluster.command("export", "--to", str(target), node=1, seconds=TORCH_S)
     assert again.returncode == 2
     assert "is taken" in again.stderr
     read = tmp_path / "read.pt"
-    subprocess.run([sys.executable, "-c", READER, str(target), str(read)], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", READER, str(target), str(read)], check=True, timeout=TORCH_S)
     whole = torch.load(read)
     assert all(torch.equal(whole["model"][name], value) for name, value in expected.items())
     assert torch.equal(whole["exp_avg"], moment)
@@ -91,7 +94,7 @@ def test_a_directory_that_can_not_be_written_is_said_and_nothing_is_left(
         job.step(0)
         job.wait(timeout_s=20)
     (tmp_path / "file").write_text("in the way")
-    found = cluster.command("export", "--to", str(tmp_path / "file" / "inside"))
+    found = cluster.command("export", "--to", str(tmp_path / "file" / "inside"), seconds=TORCH_S)
     assert found.returncode == 2
     assert "can't be written" in found.stderr or "is taken" in found.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -167,17 +167,16 @@ class Agreement:
         """Have the own chunks of these stripes read; a later question of the same node replaces an earlier one."""
         assert slot.snapshot is not None
         self.asked = {ticket: entry for ticket, entry in self.asked.items() if entry[0] != asker}
-        chunks = [(stripe, held) for stripe in stripes if (held := _own_chunk(slot, stripe)) is not None]
-        batch = []
-        for _, held in chunks:
-            digest = slot.digests[slot.resting_index(held.kind, held.chunk)]
-            assert digest is not None
-            batch.append((held, digest))
+        found: list[tuple[int, Resting, int]] = []
+        for stripe in stripes:
+            held = _own_chunk(slot, stripe)
+            digest = slot.digests[slot.resting_index(held.kind, held.chunk)] if held is not None else None
+            if held is not None and digest is not None:
+                found.append((stripe, held, digest))
+        batch = tuple((held, digest) for _, held, digest in found)
         ticket, self.next_ticket = self.next_ticket, self.next_ticket - 1
-        self.asked[ticket] = asker, tuple(stripe for stripe, _ in chunks), tuple(batch)
-        self.job.ctx.emit(
-            ScrubChunks(slot.memory(self.job.name), slot.snapshot, ticket, tuple(batch), fingerprints=True)
-        )
+        self.asked[ticket] = asker, tuple(stripe for stripe, _, _ in found), batch
+        self.job.ctx.emit(ScrubChunks(slot.memory(self.job.name), slot.snapshot, ticket, batch, fingerprints=True))
 
     def read(self, ticket: int, bad: tuple[Resting, ...], fingerprints: tuple[bytes, ...]) -> None:
         """Own chunks were read for a comparison."""

@@ -263,7 +263,9 @@ class Drill:
         stripes = slot.geometry.stripes(slot.node)
         real = {position: (member, chunk) for position, member, chunk in stripes.contributions(work.stripe)}
         own_digest = slot.digests[slot.resting_index(work.own[1].kind, work.own[1].chunk)]
-        assert own_digest is not None
+        if own_digest is None:
+            self._end("this node does not know the digest of its own parity")
+            return
         work.computing, work.deadline_ns = True, self.job.ctx.seconds(limits.CHUNK_DEADLINE_S)
         chunk_bytes = slot.geometry.chunk_bytes
         self.job.ctx.emit(
