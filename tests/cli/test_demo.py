@@ -59,7 +59,7 @@ def test_a_lost_node_is_rebuilt_and_training_goes_on_bit_for_bit(place: Path) ->
     assert [fault["kind"] for fault in found["faults"]] == ["ranks", "worker", "nodes"]
     assert found["killed_nodes"] == ["n0"]
     assert 0 <= found["restored_step"] <= found["killed_at_step"]
-    assert found["rebuilt_bytes"] >= 0  # a replacement begins by itself, and may be whole before anybody looks
+    assert found["rebuilt_bytes"] > 0
     assert found["arena_bytes"] >= 2 * found["snapshot_bytes"] > 2 << 20  # millions of parameters, two slots
     assert found["stall_s_median"] > 0
 

@@ -97,6 +97,8 @@ class Fetch:
     received_bytes: int = 0
     failures: int = 0  # chunks that were damaged or wrong
     ended: bool = False
+    allowed: float = limits.SUM_CHUNKS_MAX  # chunks under way; halved when sums come too late, and slowly raised again
+    eased_ns: int = 0  # until when another late one says nothing new: it was asked for before the last halving
 
     # --- what is wanted ---
 
@@ -121,9 +123,18 @@ class Fetch:
 
     @property
     def window(self) -> int:
-        """How many chunks may be under way: more than the longest chain holds, within a bound in bytes."""
+        """How many chunks may be under way: more than the longest chain holds, within a bound in bytes.
+
+        Fewer where survivors are too busy to be in time: asking again for what is late would keep them busier still.
+        """
         by_bytes = limits.SUMS_OPEN_BYTES // self.geometry.chunk_bytes
-        return max(limits.SUM_CHUNKS_MIN, min(limits.SUM_CHUNKS_MAX, max(by_bytes, 2 * len(self.group))))
+        most = max(limits.SUM_CHUNKS_MIN, min(limits.SUM_CHUNKS_MAX, max(by_bytes, 2 * len(self.group))))
+        return min(most, int(self.allowed))
+
+    def _ease(self) -> None:
+        if self.ctx.now_ns >= self.eased_ns:
+            self.allowed = max(self.window / 2, 1.0)
+            self.eased_ns = self.ctx.seconds(limits.SUM_PATIENCE_S)
 
     def survivors(self) -> list[int]:
         """The nodes of the group that hold the snapshot, as far as is known here."""
@@ -315,6 +326,7 @@ class Fetch:
             self.wrongs.pop(term.node, None)
         self.excluded.pop(pursuit.goal.stripe, None)
         self.tries.pop(pursuit.goal.stripe, None)
+        self.allowed = min(self.allowed + 1 / self.allowed, limits.SUM_CHUNKS_MAX)
         self.done(pursuit.goal, digest)
         self.pump()
 
@@ -337,6 +349,7 @@ class Fetch:
         if said.waits_for is not None:
             blamed = said.waits_for if said.waits_for in chain else node
             self.suspects[blamed] = self.ctx.seconds(limits.SUSPECT_S)
+            self._ease()
         damaged = said.waits_for is None and "damaged" in said.reason
         self._again(pursuit, None if damaged else blamed, said.reason)
 
@@ -359,9 +372,8 @@ class Fetch:
         if self.tries[stripe] >= limits.SUM_TRIES_COUNT_MAX:
             self._fail(f"stripe {stripe} was tried {self.tries[stripe]} times, at last: {reason}")
             return
-        orders: dict[int, list[messages.SumPart]] = {}
-        self._plan(pursuit.goal, orders)
-        self._order(orders)
+        self.todo.appendleft(pursuit.goal)
+        self.pump()
 
     def tick(self) -> None:
         """Nodes that went away, and chunks that don't come."""
@@ -382,6 +394,7 @@ class Fetch:
             elif self.ctx.now_ns >= pursuit.deadline_ns:
                 last = pursuit.terms[-1].node
                 self.suspects[last] = self.ctx.seconds(limits.SUSPECT_S)
+                self._ease()
                 self._again(pursuit, last, f"nothing came from {self.ctx.name_of(last)}")
 
     def _close(self, pursuit: Pursuit) -> None:
