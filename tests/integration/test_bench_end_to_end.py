@@ -32,4 +32,4 @@ def test_quick_bench_prints_every_figure() -> None:
     figures = {row["what"]: row for row in rows}
     assert figures["memory held"]["ratio"] < 1.2  # small images: the last chunk of each is rounded up
     assert figures["client import and attach"]["foreign_modules"] == 0
-    assert figures["rebuild of a lost node"]["lost_bytes"] > 2 * 12 << 20
+    assert figures["rebuild of a lost node"]["rebuilt_bytes"] > 2 * 12 << 20
