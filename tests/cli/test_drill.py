@@ -3,7 +3,8 @@
 from typing import Any
 
 import pytest
-from holdfast.cli.drill import _code, describe
+from holdfast.cli import drill
+from holdfast.cli.drill import _code, _settled, describe
 from holdfast.protocol.exit_codes import ExitCode
 
 PROOF: dict[str, Any] = {
@@ -41,3 +42,37 @@ def test_a_proof_is_told_in_a_line() -> None:
 )
 def test_the_exit_code_tells_what_was_found(row: dict[str, Any], code: ExitCode) -> None:
     assert _code(row) is code
+
+
+class Answers:
+    """A daemon that answers one status after the other, the last one for ever."""
+
+    def __init__(self, *statuses: dict[str, Any]) -> None:
+        self.left = list(statuses)
+
+    def status(self) -> dict[str, Any]:
+        return self.left.pop(0) if len(self.left) > 1 else self.left[0]
+
+
+def seen(*holders: str, participants: list[str] | None, committed: int | None = 7) -> dict[str, Any]:
+    held = {"gpt": {"committed_step": 7, "whole": True, "drill": {"drills": 0}}}
+    names = {"n0": "up", "n1": "up", "n2": "down"}
+    return {
+        "nodes": [{"name": n, "state": s, "jobs": held if n in holders else {}} for n, s in names.items()],
+        "jobs": [{"name": "gpt", "committed_step": committed, "participants": participants}],
+    }
+
+
+def test_a_drill_begins_once_all_who_live_were_heard_to_hold_the_snapshot() -> None:
+    everybody = ["n0", "n1", "n2"]
+    whole = seen("n0", "n1", participants=everybody)
+    daemon = Answers(seen("n0", participants=None), seen("n0", participants=everybody), whole)
+    assert _settled(daemon) is whole  # type: ignore[arg-type]
+    nothing = seen(participants=None, committed=None)
+    assert _settled(Answers(nothing, whole)) is nothing  # type: ignore[arg-type]
+
+
+def test_who_holds_nothing_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drill, "SETTLE_S", 0.0)
+    without = seen("n0", participants=["n0", "n1"])
+    assert _settled(Answers(without)) is without  # type: ignore[arg-type]

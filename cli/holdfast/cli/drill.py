@@ -17,6 +17,7 @@ from holdfast.protocol import limits
 from holdfast.protocol.exit_codes import ExitCode, OperatorError
 
 LOOK_S = 0.2  # between two looks at the status
+SETTLE_S = 3.0  # for word of a commit to have come from everybody: it travels with heartbeats
 DEADLINE_S = 60.0  # without a node that ends its drill for so long, the command gives up
 
 GIB = 1 << 30
@@ -39,7 +40,7 @@ def add_parser(subparsers: Subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     """Ask for a drill, wait for its end, tell."""
     with Daemon(args.socket or default_socket()) as daemon:
-        before = _counts(daemon.status())
+        before = _counts(_settled(daemon))
         if not before:
             raise OperatorError(
                 ExitCode.NOT_RECOVERABLE, "no job has committed a snapshot: there is nothing to drill yet"
@@ -92,6 +93,27 @@ def _counts(status: dict[str, Any]) -> dict[tuple[str, str], int]:
         for job, held in node["jobs"].items()
         if held["committed_step"] is not None and held["whole"]
     }
+
+
+def _settled(daemon: Daemon) -> dict[str, Any]:
+    """The status once every live node that takes part in what is committed was heard to hold it, or `SETTLE_S` later.
+
+    A node that is being rebuilt holds nothing yet: the drill goes on without it.
+    """
+    deadline_s = time.monotonic() + SETTLE_S
+    while True:
+        status = daemon.status()
+        held = _counts(status)
+        up = {node["name"] for node in status["nodes"] if node["state"] == "up"}
+        committed = [job for job in status["jobs"] if job["committed_step"] is not None]
+        settled = all(
+            job["participants"] is not None
+            and all((name, job["name"]) in held for name in up.intersection(job["participants"]))
+            for job in committed
+        )
+        if settled or time.monotonic() > deadline_s:
+            return status
+        time.sleep(LOOK_S)
 
 
 def _wait(daemon: Daemon, before: dict[tuple[str, str], int]) -> dict[str, Any]:

@@ -185,6 +185,7 @@ def _job_row(ctx: Context, peers: Peers, own: Heartbeat, job: Job | None, name: 
     damaged = {
         node for node, report in reports.items() if report.health.damaged_chunks and report.committed == committed
     }
+    row["participants"] = [ctx.name_of(node) for node in sorted(geometry.participants)]
     row["lost_nodes"] = [ctx.name_of(node) for node in lost]
     row["snapshot_bytes"] = sum(place.shard_bytes for place in geometry.layout.shards)
     names = [ctx.name_of(node) + (" (not heard yet)" if node in unheard else "") for n in missing for node in n]
@@ -221,6 +222,7 @@ def _bare_job_row(name: str, reports: dict[int, JobReport], committed: SnapshotI
         "digest_failures": sum(report.digest_failures for report in reports.values()),
         **resting_row(list(reports.values())),
         "drill": None,
+        "participants": None,  # nodes that hold data or parity of it; None: this node doesn't know its layout
         "lost_nodes": [],
         "snapshot_bytes": None,
         "more_losses": None,
