@@ -150,7 +150,9 @@ class LocalCluster:
         """The node is lost: keeper, worker, and with them all memory."""
         keeper = self.keepers.pop(node, None)
         deadline_s = time.monotonic() + DEADLINE_S
-        while left := self.processes(node):  # a worker brings its keeper back, and a keeper its worker
+        # A worker brings its keeper back, and a keeper its worker. Two looks: one made by somebody who has died
+        # since may be missing in the list of processes that a look begins with.
+        while left := self.processes(node) or self.processes(node):
             assert time.monotonic() < deadline_s, left
             for pid in left:
                 _kill(pid)
