@@ -260,6 +260,11 @@ def deny_in_a_predecessors_name(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Job, "_may_be_stated", lambda *_: False)
 
 
+def decide_on_an_old_word(patch: pytest.MonkeyPatch) -> None:
+    """What to restore is decided although a node that lives was not heard, which commits something newer meanwhile."""
+    patch.setattr(Collector, "unheard", lambda *_: set())
+
+
 # Each mutation with a run that catches it: profile and seed.
 CAUGHT_BY: tuple[tuple[Mutation, str, int], ...] = (
     (commit_on_one_fact_less, "losses", 0),
@@ -272,4 +277,5 @@ CAUGHT_BY: tuple[tuple[Mutation, str, int], ...] = (
     (count_a_duplicate_twice, "everything", 0),
     (seal_without_one_role, "losses", 1),
     (accept_an_old_epoch, "strays", 0),
+    (decide_on_an_old_word, "restarts", 2000011),
 )

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from holdfast.client.session import Session
 from holdfast.protocol import limits, messages
-from holdfast.protocol.cadence import is_due
+from holdfast.protocol.cadence import Cadence, is_due
 from holdfast.protocol.ids import SnapshotId
 from holdfast.protocol.layout import Layout, ShardPlace
 
@@ -126,6 +126,7 @@ class Rank:
         self.node = job.shape.shards[role][0]
         self.client: Client | None = None
         self.session: Session | None = None
+        self.cadences: dict[int, tuple[Cadence, ...]] = {}  # told over any connection, by attempt
         self.attempt = 0
         self.plan_count = 0
         self.known_before: dict[int, SnapshotId] = {}
@@ -213,7 +214,7 @@ class Rank:
                     token="",
                     endpoint="",
                 )
-                self.session = Session(welcome)
+                self.session = Session(welcome, cadences=self.cadences)
                 return True
             if self.world.now_ns >= deadline_ns:
                 return False
@@ -397,7 +398,9 @@ class Rank:
         if change and not (yield from self._replan(step)):
             raise RankDiedError("no plan after a change of layout")
         assert self.plan is not None
-        announced = self.session.cadences.get(self.attempt, ()) if self.session is not None else ()
+        if self.session is not None:
+            self.cadences = self.session.cadences
+        announced = self.cadences.get(self.attempt, ())
         if not is_due(step, self.plan, announced):
             return
         try:

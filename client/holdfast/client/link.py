@@ -12,7 +12,7 @@ import mmap
 import os
 import select
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from time import monotonic
 
@@ -20,6 +20,7 @@ import zmq
 from holdfast.client.errors import DaemonUnreachableError
 from holdfast.client.session import Session
 from holdfast.protocol import frames, limits, messages
+from holdfast.protocol.cadence import Cadence
 
 _HELLO_S = limits.CLIENT_HELLO_S
 _MADV_POPULATE_WRITE = 23  # Linux 5.14; not named by the mmap module of Python 3.11
@@ -49,8 +50,8 @@ def socket_path(given: str | os.PathLike[str] | None, *, local_rank: int) -> Pat
 class Link:
     """One connection to a daemon."""
 
-    def __init__(self, path: Path, *, wake_fd: int) -> None:
-        """Connect and wait for the welcome, at most a few seconds.
+    def __init__(self, path: Path, *, wake_fd: int, cadences: Mapping[int, tuple[Cadence, ...]] | None = None) -> None:
+        """Connect and wait for the welcome, at most a few seconds. `cadences`: what a daemon here has announced before.
 
         A `pump` that waits returns when `wake_fd` is readable.
 
@@ -70,7 +71,7 @@ class Link:
             ) from error
         assert isinstance(welcome, messages.Welcome)
         self._door.setblocking(False)
-        self.session = Session(welcome)
+        self.session = Session(welcome, cadences=dict(cadences or {}))
         self._maps: dict[tuple[str, int], tuple[int, mmap.mmap]] = {}
         self._wake_fd = wake_fd
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)

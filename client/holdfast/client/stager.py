@@ -55,6 +55,7 @@ class Stager:
         self._path, self._max_stall_s = path, max_stall_s
         self._link: Link | None = None
         self._plan: RankPlan | None = None
+        self._cadences: dict[int, tuple[Cadence, ...]] = {}  # by attempt, as the last daemon left them
         self._gpu: torch.device | None = None
         self._registered: dict[tuple[int, int], RegisteredMemory] = {}  # by slot and generation
         self._tasks: SimpleQueue[Callable[[], None]] = SimpleQueue()
@@ -95,9 +96,9 @@ class Stager:
         self._thread.join(timeout_s)
 
     def cadences(self, attempt: int) -> tuple[Cadence, ...]:
-        """What was announced for the plans of an attempt; nothing while no daemon is attached."""
+        """What was announced for the plans of an attempt. It holds while no daemon is attached: others follow it."""
         link = self._link
-        return link.session.cadences.get(attempt, ()) if link is not None else ()
+        return (link.session.cadences if link is not None else self._cadences).get(attempt, ())
 
     # --- the thread ---
 
@@ -131,6 +132,7 @@ class Stager:
     def _let_go(self) -> None:
         """Close the link and give up its memory. Nothing writes into it: this thread has waited for all copies."""
         if self._link is not None:
+            self._cadences = self._link.session.cadences
             self._link.close()
             self._link = None
         while self._registered:
@@ -175,7 +177,7 @@ class Stager:
         """Connect, if not connected."""
         if self._link is None:
             try:
-                self._link = Link(self._path, wake_fd=self._wake_fd)
+                self._link = Link(self._path, wake_fd=self._wake_fd, cadences=self._cadences)
             except ProtocolMismatchError as error:
                 raise RefusedError(str(error), exit_code=5) from error
             with self.changed:

@@ -31,7 +31,7 @@ class PaceReport(Struct, frozen=True):
     step_s: float = 0.0  # of a training step here, without waiting for a slot
     cycle_s: float = 0.0  # of a snapshot here, from its first grant to its commit
     waited_s: float = 0.0  # for the slot of the newest snapshot granted here
-    cadence: Cadence | None = None  # the newest announced for the newest plan
+    cadences: Annotated[tuple[Cadence, ...], Meta(max_length=2)] = ()  # in force, and announced, for the newest plan
 
 
 class CadenceAnnounced(Message, frozen=True):

@@ -57,6 +57,21 @@ def test_a_job_that_outruns_its_protection_stages_more_rarely_and_waits_no_more(
     assert cluster.world.run_until(lambda: job_on(cluster, 1).every == 2, deadline_s=cluster.world.now_s + 120.0)
 
 
+def cadences_on(cluster: Cluster, node: int) -> tuple[Cadence, ...]:
+    worker = cluster.machines[node].worker
+    return worker.node.jobs["a"].job.cadences if worker is not None and "a" in worker.node.jobs else ()
+
+
+def test_a_worker_that_begins_anew_hears_of_the_cadence_in_force_and_of_the_one_to_come() -> None:
+    cluster = slow_cluster()
+    world = cluster.world
+    assert world.run_until(lambda: len(cadences_on(cluster, 2)) == 2, deadline_s=120.0)
+    cluster.crash_worker(1)
+    assert not cadences_on(cluster, 1)
+    assert world.run_until(lambda: len(cadences_on(cluster, 1)) == 2, deadline_s=world.now_s + 10.0)
+    assert cadences_on(cluster, 1)[0] in {*cadences_on(cluster, 2), *cadences_on(cluster, 0)}
+
+
 def report(step: int, *, cycle_s: float, waited_s: float) -> PaceReport:
     return PaceReport(begun=SnapshotId(1, step), step_s=0.1, cycle_s=cycle_s, waited_s=waited_s)
 

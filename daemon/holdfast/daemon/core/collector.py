@@ -5,6 +5,7 @@ every node watches, and the lowest live one announces. Restore: the collector he
 the newest snapshot that any of them knows to be committed and that can be recovered from what the live ones hold.
 """
 
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 
 from holdfast.daemon.core.cadences import Cadences
@@ -27,6 +28,7 @@ class Query:
     asker: int
     started_ns: int
     deadline_ns: int
+    told_ns: int = 0  # when the nodes were last told of it
 
 
 @dataclass(slots=True)
@@ -107,36 +109,65 @@ class Collector:
         self.queries = [q for q in self.queries if (q.job, q.asker) != (job, asker)]  # it asks again
         if len(self.queries) >= limits.JOB_COUNT_MAX:
             return  # the asker repeats its question
-        self.queries.append(Query(job, request, asker, self.ctx.now_ns, self.ctx.seconds(limits.HEAR_ALL_S)))
+        now_ns = self.ctx.now_ns
+        self.queries.append(Query(job, request, asker, now_ns, self.ctx.seconds(limits.HEAR_ALL_S), told_ns=now_ns))
         self.ctx.tell_all(messages.ReportWanted(request, job))
+
+    def tell_again(self) -> None:
+        """Repeat open questions to those that have not answered: a message may be lost with its connection."""
+        for index, query in enumerate(self.queries):
+            if self.ctx.now_ns >= query.told_ns + int(limits.HEARTBEAT_S * 1e9):
+                self.queries[index] = replace(query, told_ns=self.ctx.now_ns)
+                for node in sorted(self.unheard(query)):
+                    self.ctx.tell(node, messages.ReportWanted(query.request, query.job))
 
     def excuse(self, nanoseconds: int) -> None:
         """This node stood still for so long: those whom it asked get that time, too."""
         self.queries = [replace(query, deadline_ns=query.deadline_ns + nanoseconds) for query in self.queries]
 
-    def ready(self, query: Query) -> bool:
-        """Whether every node that may be alive was heard since the question came."""
-        if self.ctx.now_ns >= query.deadline_ns:
-            return True
-        return self.peers.settled and all(
-            peer.heartbeat_ns >= query.started_ns and ((report := peer.report(query.job)) is None or report.paused)
+    def unheard(self, query: Query) -> set[int]:
+        """Live nodes that have not said since the question came what they hold, and that it stays so for now."""
+        return {
+            peer.node
             for peer in self.peers.table.values()
             if self.peers.alive(peer.node)
-        )
+            and not (
+                peer.heartbeat_ns >= query.started_ns and ((report := peer.report(query.job)) is None or report.paused)
+            )
+        }
+
+    def ready(self, query: Query) -> bool:
+        """Whether every node that may be alive was heard since the question came, or can't be waited for any longer.
+
+        Who lives and was not heard may commit something newer meanwhile and free what it said it holds: it speaks
+        soon, or is soon known to be down.
+        """
+        unheard = self.unheard(query)
+        if self.ctx.now_ns < query.deadline_ns:
+            return self.peers.settled and not unheard
+        return not unheard or self.ctx.now_ns >= query.deadline_ns + int(limits.PEER_DEADLINE_S * 1e9)
 
     def decide(
-        self, query: Query, job: Job | None, own: JobReport | None, *, attempts_over: int = 0
+        self,
+        query: Query,
+        job: Job | None,
+        own: JobReport | None,
+        *,
+        attempts_over: int = 0,
+        unheard: AbstractSet[int] = frozenset(),
     ) -> messages.RestoreDecided | None:
         """The answer to a question; None while a layout that it needs is still being fetched.
 
-        `attempts_over`: numbers up to this one belong to a life of the job that was forgotten.
+        `attempts_over`: numbers up to this one belong to a life of the job that was forgotten. `unheard`: nodes whose
+        last word can't be trusted any more; they count as lost.
         """
         reports = self.peers.reports(query.job)
         if own is not None:
             reports[self.ctx.node] = own
         attempt = max((report.attempt for report in reports.values()), default=0)
         attempt = max(attempt, attempts_over) + 1
-        if not self.peers.all_heard:
+        reports = {node: report for node, report in reports.items() if node not in unheard}
+        if unheard or not self.peers.all_heard:
             # Who is not heard may know of later attempts, and hold what they staged: the time is later than any.
             attempt = max(attempt, self.ctx.wall_ms)
         candidates = sorted({report.committed for report in reports.values() if report.committed}, reverse=True)

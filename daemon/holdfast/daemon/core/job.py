@@ -96,8 +96,7 @@ class Job:
     def pace_report(self) -> PaceReport:
         """What this node tells of the job's pace."""
         pace, begun = self.openings.pace, max(self.openings.begun.values(), default=None)
-        newest = self.cadences[-1] if self.cadences else None
-        return PaceReport(begun, pace.step_s, pace.cycle_s, pace.waited_s, newest)
+        return PaceReport(begun, pace.step_s, pace.cycle_s, pace.waited_s, self.cadences)
 
     def adopt_cadence(self, attempt: int, cadence: Cadence) -> None:
         """Take an announced cadence if it is newer than the one known, and tell the ranks."""

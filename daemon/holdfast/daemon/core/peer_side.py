@@ -218,8 +218,8 @@ class PeerSide:
             job.commit(heard.committed)
         if heard.attempt == job.attempt:
             self._compare_layouts(node, job, heard)
-            if heard.pace.cadence is not None:
-                job.adopt_cadence(heard.attempt, heard.pace.cadence)
+            for cadence in heard.pace.cadences:  # the one in force first: a restarted worker knows neither
+                job.adopt_cadence(heard.attempt, cadence)
             for snapshot in heard.given_up:
                 self._peer_gave_up(job, snapshot, node, "given up there", told_by=node)
             for snapshot in heard.open:

@@ -45,6 +45,7 @@ class Restoring:
     def tick(self) -> None:
         """Answer what can be answered; send on what waited for a collector."""
         self.answer()
+        self.collector.tell_again()
         for client, question in self.unsent[:]:
             if self.peers.settled:
                 self.unsent.remove((client, question))
@@ -65,7 +66,8 @@ class Restoring:
                 report.job_report(parts.job, parts.rebuild, parts.healing.drill.shown()) if parts is not None else None
             )
             over = self.registry.forgotten.get(query.job, 0)  # word of its attempts may still be on its way
-            decided = self.collector.decide(query, parts.job if parts else None, own, attempts_over=over)
+            job, unheard = parts.job if parts else None, self.collector.unheard(query)
+            decided = self.collector.decide(query, job, own, attempts_over=over, unheard=unheard)
             if decided is None:
                 continue
             self.collector.queries.remove(query)
