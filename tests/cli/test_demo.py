@@ -45,6 +45,7 @@ def demo(place: Path, *arguments: str) -> tuple[int, dict[str, Any], str]:
             out, err = process.communicate(timeout=DEMO_S)
         finally:
             process.terminate()
+    assert out, f"exit status {process.returncode} without a report; the last that was said: {err[-4000:]}"
     return process.returncode, json.loads(out), err
 
 

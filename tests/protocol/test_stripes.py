@@ -48,6 +48,7 @@ def test_parity_lies_dense_and_only_for_stripes_with_data(stripes: StripeMap) ->
         assert [stripes.parity_index(stripe, member) for stripe in held] == list(
             range(stripes.parity_chunk_count(member))
         )
+        assert [stripes.parity_stripe(index, member) for index in range(len(held))] == held
         assert all(stripes.contributions(stripe) and member in stripes.parity_members(stripe) for stripe in held)
     held_by = Counter(s for member in range(stripes.member_count) for s in stripes.parity_stripes(member))
     real = {s for s in range(stripes.stripe_count) if stripes.contributions(s)}
@@ -60,6 +61,17 @@ def test_even_images_make_an_even_load(stripes: StripeMap) -> None:
     assert max(counts) - min(counts) <= stripes.parity_count
     share = stripes.chunk_counts[0] * stripes.parity_count / stripes.data_count
     assert all(abs(count - share) <= stripes.parity_count for count in counts)
+
+
+def test_places_of_an_image_of_any_size_are_known_at_once() -> None:
+    stripes = StripeMap(2, (5, 1 << 46, 1, 0))
+    assert stripes.parity_chunk_count(3) == 1 << 46, "every stripe of member 1 that member 3 does not skip"
+    last = stripes.parity_stripe(stripes.parity_chunk_count(0) - 1, 0)
+    assert stripes.parity_index(last, 0) == stripes.parity_chunk_count(0) - 1
+    with pytest.raises(KeyError, match="member 2 holds no parity of stripe 3"):
+        stripes.parity_index(3, 2)
+    with pytest.raises(IndexError, match="holds 0 parity chunks, not 0"):
+        StripeMap(1, (0, 0)).parity_stripe(0, 1)
 
 
 def test_a_small_map_is_as_drawn_in_the_design() -> None:

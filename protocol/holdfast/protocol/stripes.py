@@ -8,6 +8,7 @@ Members whose images are shorter give nothing to the late stripes: an absent chu
 stored.
 """
 
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -95,39 +96,54 @@ class StripeMap:
 
     def parity_stripes(self, member: int) -> Iterator[int]:
         """The stripes whose parity `member` holds, in order; stripes without any real chunk are left out."""
-        return iter(_parity_places(self, member))
+        held = _parity_cycles(self, member)
+        for cycle in range(max((count for _, count in held), default=0)):
+            for residue, count in held:
+                if cycle < count:
+                    yield cycle * self.member_count + residue
 
     def parity_index(self, stripe: int, member: int) -> int:
         """Where `member` keeps its parity chunk of `stripe`, counted in chunks from the start of its parity."""
-        return _parity_places(self, member)[stripe]
+        cycle, place = divmod(stripe, self.member_count)
+        held = _parity_cycles(self, member)
+        if not any(residue == place and cycle < count for residue, count in held):
+            raise KeyError(f"member {member} holds no parity of stripe {stripe}")
+        return sum(min(count, cycle + (residue < place)) for residue, count in held)
 
     def parity_stripe(self, parity_index: int, member: int) -> int:
         """The stripe of the parity chunk that `member` keeps at `parity_index`."""
-        return _parity_stripes(self, member)[parity_index]
+        held = _parity_cycles(self, member)
+        if not 0 <= parity_index < self.parity_chunk_count(member):
+            raise IndexError(
+                f"member {member} holds {self.parity_chunk_count(member)} parity chunks, not {parity_index}"
+            )
+
+        def before(cycle: int) -> int:
+            return sum(min(count, cycle) for _, count in held)
+
+        cycle = bisect_right(range(max(count for _, count in held) + 1), parity_index, key=before) - 1
+        real = [residue for residue, count in held if cycle < count]
+        return cycle * self.member_count + real[parity_index - before(cycle)]
 
     def parity_chunk_count(self, member: int) -> int:
         """Chunks of parity for which `member` needs room."""
-        return len(_parity_places(self, member))
+        return sum(count for _, count in _parity_cycles(self, member))
 
 
-@lru_cache(maxsize=64)
-def _parity_places(stripes: StripeMap, member: int) -> dict[int, int]:
-    """The stripes whose parity a member holds, in order, and where; stripes without any real chunk take no room.
+@lru_cache(maxsize=256)
+def _parity_cycles(stripes: StripeMap, member: int) -> tuple[tuple[int, int], ...]:
+    """The residues (stripe mod n) where a member holds parity, each with the number of its stripes that have data.
 
-    Computed once per layout: a hundred thousand stripes take a while, and every snapshot asks.
+    A member that gives its `place`-th chunk of every cycle to a residue has a chunk there in the first
+    ceil((chunks - place) / k) cycles, so the stripes with data are the first ones of each residue: what follows is
+    arithmetic, however many stripes there are.
     """
-    _, parity = _residues(stripes.member_count, stripes.parity_count)
-    count = stripes.stripe_count
-    candidates = (
-        cycle * stripes.member_count + residue
-        for cycle in range(-(-count // stripes.member_count))
-        for residue in parity[member]
-    )
-    real = (stripe for stripe in candidates if stripe < count and stripes.contributions(stripe))
-    return {stripe: index for index, stripe in enumerate(real)}
+    data, parity = _residues(stripes.member_count, stripes.parity_count)
+    k = stripes.data_count
 
+    def cycles(residue: int) -> int:
+        givers = [(count, places.index(residue)) for count, places in zip(stripes.chunk_counts, data, strict=True)
+                  if residue in places]  # fmt: skip
+        return max(-(-max(count - place, 0) // k) for count, place in givers)
 
-@lru_cache(maxsize=64)
-def _parity_stripes(stripes: StripeMap, member: int) -> tuple[int, ...]:
-    """The stripes whose parity a member holds, by the index at which it keeps them."""
-    return tuple(_parity_places(stripes, member))
+    return tuple((residue, cycles(residue)) for residue in parity[member])

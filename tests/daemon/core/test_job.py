@@ -37,6 +37,7 @@ class Alone:
         )
         self.node, self.now_ns = Node(ctx, started_ns=1), 1
         self.granted: list[tuple[int, int]] = []  # (step, slot)
+        self.said: list[messages.DaemonMessage] = []  # to any client
         self.node.start()
         for client in (1, 2):
             self.happens(events.ClientArrived(client, client))
@@ -50,6 +51,8 @@ class Alone:
         for action in self.node.handle(event, self.now_ns):
             if isinstance(action, actions.Allocate):
                 self.happens(events.MemoryReady(action.memory))
+            if isinstance(action, actions.ReplyClient):
+                self.said.append(action.message)
             if isinstance(action, actions.ReplyClient) and isinstance(action.message, messages.Granted):
                 self.granted.append((action.message.snapshot.step, action.message.slot))
         self.node.check()
@@ -97,3 +100,19 @@ def test_it_is_used_again_when_the_rank_is_gone() -> None:
     alone.skip(1, 2)
     alone.begin(1, 3)
     assert alone.granted[4:] == [(3, 0)]
+
+
+def test_a_plan_that_can_never_fit_is_refused_with_the_numbers_and_costs_no_closed_job() -> None:
+    alone = Alone()
+    for client in (1, 2):
+        alone.says(client, messages.Leave("gpt", client - 1))
+    assert alone.node.jobs["gpt"].job.closed
+    alone.happens(events.ClientArrived(3, 3))
+    alone.says(3, messages.AskRestore("huge"))
+    alone.happens(events.TimePassed(FREE_BYTES))
+    alone.said.clear()
+    attempt = alone.node.jobs["huge"].job.attempt
+    alone.says(3, messages.Plan("huge", attempt, 0, Layout((ShardPlace(0, 1 << 60),), 0, 1)))
+    (denied,) = [said for said in alone.said if isinstance(said, messages.Denied)]
+    assert "memory budget: needed 11529" in denied.text
+    assert "gpt" in alone.node.jobs, "nobody's going would have been enough"

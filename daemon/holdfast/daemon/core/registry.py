@@ -129,6 +129,8 @@ class Registry:
         """Closed jobs give way when a new one needs their memory; the longest closed goes first."""
         geometry = job.geometry(job.learn_layout(plan.layout))
         needed = sizes_of(geometry, self.ctx.node).total_bytes * sum(s.phase is Phase.ABSENT for s in job.slots)
+        if needed > self.arena.budget_bytes:
+            return  # nobody's going would be enough
         closed = sorted(
             (parts.job.touched_ns, name) for name, parts in self.table.items() if parts.job.closed and name != job.name
         )
