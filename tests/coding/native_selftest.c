@@ -3,11 +3,8 @@
  *
  *   native_selftest CASES SEED     prints the levels that ran, then "ok"; exit code 1 on a mismatch
  *
- * Built by test_native_kernels.py: plain, with sanitizers, and with the GFNI instruction emulated.
- * By hand for 64-bit Arm:
- *   aarch64-linux-gnu-gcc -O3 -static -I coding/holdfast/coding -o selftest \
- *       tests/coding/native_selftest.c coding/holdfast/coding/_native_kernels.c
- *   qemu-aarch64-static ./selftest 2000 1
+ * Built by test_native_kernels.py: with sanitizers and the GFNI instruction emulated, and for 64-bit Arm, where a cross
+ * compiler and an emulator are found.
  */
 #define _GNU_SOURCE
 #include <stdio.h>
