@@ -1,6 +1,6 @@
 """How fast parity is made and lost chunks come back, beside what this machine's memory can do.
 
-    python bench/encode.py [--codes 4+1,4+2,...] [--shard-mib 64] [--rounds 9] [--threads 1,2] [--pages huge] [--levels]
+    python bench/encode.py [--codes 4+1,4+2,...] [--shard-mib 64] [--rounds 9] [--threads 1,2] [--pages huge] [--gap-kib 1028] [--levels]
 
 The first line describes the machine, each further line is a JSON object (schema
 ``holdfast.bench.encode/1``). All candidates of a code take turns within each round, together with
@@ -12,7 +12,8 @@ Case "encode" makes all m parity chunks in one call; case "row" one of them, whi
 stripe's m parity holders computes.
 
 Shards lie in shared memory (memfd, 4 KiB pages, populated beforehand), one mapping each, results in
-others; with --pages huge in anonymous memory that asks for huge pages. "isal" is called with pointers and tables
+others; with --pages huge in anonymous memory that asks for huge pages; with --gap-kib all in one mapping, that far apart,
+which decides how they share the memory's banks. "isal" is called with pointers and tables
 prepared beforehand, as its fastest user would.
 """
 
@@ -54,7 +55,7 @@ SAMPLE_BYTES = 32 * MIB
 SLOW_ENGINES = ("numpy", "naive")
 
 
-def populated(size: int, seed: int, *, huge: bool) -> Bytes:
+def populated(size: int, *, huge: bool) -> Bytes:
     """A populated mapping of its own, filled with random bytes; it lives until the process ends."""
     if huge:
         mapping = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -65,10 +66,18 @@ def populated(size: int, seed: int, *, huge: bool) -> Bytes:
         mapping = mmap.mmap(descriptor, size)
         os.close(descriptor)
     view = np.frombuffer(mapping, dtype=np.uint8)
-    block = np.frombuffer(np.random.default_rng(seed).bytes(min(size, MIB)), dtype=np.uint8)
+    random = np.random.default_rng(size)
     for start in range(0, size, MIB):
-        view[start : start + MIB] = block[: size - start]
+        view[start : start + MIB] = random.integers(0, 256, min(MIB, size - start), dtype=np.uint8)
     return view
+
+
+def shards(count: int, size: int, *, huge: bool, gap: int | None) -> list[Bytes]:
+    """Memory for so many shards: a mapping each, or one for all with a gap of so many bytes between them."""
+    if gap is None:
+        return [populated(size, huge=huge) for _ in range(count)]
+    arena = populated(count * (size + gap), huge=huge)
+    return [arena[i * (size + gap) :][:size] for i in range(count)]
 
 
 def parts_of(views: list[Bytes], threads: int) -> list[list[Bytes]]:
@@ -295,6 +304,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", default="1,2", help="numbers of threads, ...")
     parser.add_argument("--pages", choices=("4k", "huge"), default="4k")
+    parser.add_argument("--gap-kib", type=int, help="all shards in one mapping, so far apart")
     parser.add_argument("--levels", action="store_true", help="every level and order of access")
     arguments = parser.parse_args()
     codes = [CodeParams(*map(int, code.split("+"))) for code in arguments.codes.split(",")]
@@ -302,7 +312,8 @@ def main() -> int:
     print(machine(), flush=True)
     most = max(params.total_count for params in codes)
     for size in (CACHED_SHARD_BYTES, arguments.shard_mib * MIB):
-        memory = [populated(size, seed, huge=arguments.pages == "huge") for seed in range(most)]
+        gap = None if arguments.gap_kib is None else arguments.gap_kib << 10
+        memory = shards(most, size, huge=arguments.pages == "huge", gap=gap)
         for params in codes:
             for threads in counts:
                 measure_encode(arguments, params, memory, threads=threads, rows=params.parity_count)
