@@ -1,6 +1,7 @@
 """How fast parity is made and lost chunks come back, beside what this machine's memory can do.
 
-    python bench/encode.py [--codes 4+1,4+2,...] [--shard-mib 64] [--rounds 9] [--threads 1,2] [--pages huge] [--gap-kib 1028] [--levels]
+    python bench/encode.py [--codes 4+1,4+2,...] [--shard-mib 64] [--rounds 9] [--threads 1,2]
+                           [--pages huge] [--gap-kib 1028] [--levels]
 
 The first line describes the machine, each further line is a JSON object (schema
 ``holdfast.bench.encode/1``). All candidates of a code take turns within each round, together with
@@ -12,8 +13,8 @@ Case "encode" makes all m parity chunks in one call; case "row" one of them, whi
 stripe's m parity holders computes.
 
 Shards lie in shared memory (memfd, 4 KiB pages, populated beforehand), one mapping each, results in
-others; with --pages huge in anonymous memory that asks for huge pages; with --gap-kib all in one mapping, that far apart,
-which decides how they share the memory's banks. "isal" is called with pointers and tables
+others; with --pages huge in anonymous memory that asks for huge pages; with --gap-kib all in one
+mapping, so far apart: wide codes depend on the placement. "isal" is called with pointers and tables
 prepared beforehand, as its fastest user would.
 """
 

@@ -1,8 +1,9 @@
 """The C kernels under AddressSanitizer and UBSan, without Python: see native_selftest.c.
 
 This build replaces the GFNI instruction by its description, so that the code around it runs on any
-x86 processor. Where the processor has GFNI, test_engines runs the real one. The NEON kernel is compiled by a
-cross compiler and run by an emulator where both are found (Debian: gcc-aarch64-linux-gnu, libc6-dev-arm64-cross, qemu-user).
+x86 processor. Where the processor has GFNI, test_engines runs the real one. The NEON kernel is compiled
+by a cross compiler and run by an emulator where both are found (Debian: gcc-aarch64-linux-gnu,
+libc6-dev-arm64-cross, qemu-user).
 """
 
 import platform
