@@ -46,3 +46,12 @@ def test_other_verbs_end_with_unreachable(tmp_path: Path, capsys: pytest.Capture
     for verb in (["status"], ["recover"], ["forget", "gpt"]):
         assert main([*verb, "--socket", str(tmp_path / "none")]) == 4
         assert "start one with 'holdfast daemon'" in capsys.readouterr().err
+
+
+def test_a_durable_copy_that_fails_is_a_warning_and_hides_nothing_worse() -> None:
+    job = {"name": "gpt", "durable": {"failures": 2, "problem": "the disk is full"}}
+    status = {"verdict": "HEALTHY", "reason": "", "more_losses": 1, "complete": True, "jobs": [job]}
+    code, told = judge(status)
+    assert (code, told["state"]) == (1, "WARNING")
+    assert told["text"].endswith("no durable copy of job gpt: the disk is full")
+    assert judge(status | {"verdict": "LOST"})[0] == 2

@@ -44,6 +44,12 @@ scrub.period_s       600              default
 scrub.bandwidth      256MiB           default
 scrub.cpu_percent    5                default
 drill.period_s       600              default
+durable.dir          off              default
+durable.every_s      1800             default
+durable.every_steps  0                default
+durable.keep         2                default
+durable.grace_s      20               default
+durable.after_lives  0                default
 daemon.state_dir     socket's folder  default
 daemon.engine        auto             default
 

@@ -100,6 +100,7 @@ class LocalCluster:
         chunk_bytes: str = "64KiB",
         keys_dir: Path | None = None,
         group_size: int = 8,
+        settings: tuple[str, ...] = (),
     ) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="hf-"))
         self.ports = ports or free_ports(nodes)
@@ -110,6 +111,7 @@ class LocalCluster:
             "[cluster]", f'name = "{name}"', f"parity = {parity}", f"epoch = {epoch}", f"group_size = {group_size}",
             "[memory]", f'budget = "{budget}"', f'chunk_bytes = "{chunk_bytes}"',
         ]  # fmt: skip
+        lines += settings
         if keys_dir is not None:
             lines += ["[security]", f'keys_dir = "{keys_dir}"']
         for node, port in zip(self.names, self.ports, strict=True):

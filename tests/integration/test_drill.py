@@ -25,6 +25,7 @@ def test_the_drill_proves_says_what_it_can_not_and_its_exit_code_tells(make_clus
     assert told["schema"] == "holdfast.drill/1"
     assert (told["jobs"][0]["proven_step"], told["jobs"][0]["survives"]) == (7, 1)
     assert told["jobs"][0]["columns"] > 0
+    cluster.wait_status(lambda s: s["jobs"][0]["drill"]["proven_step"] == 7, "the other nodes hear of the proof")
     shown = cluster.command("status")
     assert "step 7 survives any 1 loss, proven" in shown.stdout
     cluster.kill(2)

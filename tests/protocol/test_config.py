@@ -44,6 +44,14 @@ cpu_percent = 2
 [drill]
 period_s = 1200
 
+[durable]
+dir = "/shared/copies"
+every_s = 60
+every_steps = 100
+keep = 5
+grace_s = 40
+after_lives = 2
+
 [daemon]
 socket = "/run/holdfast/{node}.sock"
 engine = "numpy"
@@ -129,6 +137,12 @@ def test_a_whole_file_is_read_and_every_origin_known() -> None:
         scrub_bytes_per_s=64 << 20,
         scrub_cpu_percent=2,
         drill_period_s=1200,
+        durable_dir="/shared/copies",
+        durable_every_s=60,
+        durable_every_steps=100,
+        durable_keep=5,
+        durable_grace_s=40,
+        durable_after_lives=2,
         state_dir="/var/lib/holdfast",
     )
     others = {name: origin for name, origin in loaded.origins.items() if name != "node[0].domain"}

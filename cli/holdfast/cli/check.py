@@ -44,4 +44,10 @@ def judge(status: dict[str, Any]) -> tuple[int, dict[str, Any]]:
     """The exit code for a status, and what to say."""
     code, state = CODES.get(status["verdict"], UNKNOWN) if status["complete"] else UNKNOWN
     text = " ".join(headline(status).split())
+    failing = [job for job in status.get("jobs", ()) if (job.get("durable") or {}).get("failures")]
+    if failing:
+        if code == 0:
+            code, state = CODES["DEGRADED"]
+        told = failing[0]
+        text += f"; no durable copy of job {told['name']}: {told['durable']['problem']}"
     return code, {"state": state, "text": text, "verdict": status["verdict"], "more_losses": status["more_losses"]}

@@ -23,6 +23,7 @@ _SHOWN_WHEN_NONE = {
     "http.address": "off",
     "daemon.socket_group": "none",
     "daemon.state_dir": "socket's folder",
+    "durable.dir": "off",
 }
 
 

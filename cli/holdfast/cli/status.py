@@ -121,12 +121,29 @@ def render(status: dict[str, Any]) -> str:
     proofs = [describe(job) for job in status["jobs"] if job.get("drill")]
     if proofs:
         blocks.append("\n".join(f"  {proof}" for proof in proofs))
+    copies = [text for job in status["jobs"] if (text := durable_text(job))]
+    if copies:
+        blocks.append("\n".join(f"  {text}" for text in copies))
     records = [(node["name"], node["recovery_record"]) for node in status["nodes"] if node.get("recovery_record")]
     if records:
         blocks.append("  last recovery, as recorded on\n" + pairs(records, indent="    "))
     header = ["node", "group", "state", "address", "arena", "holds"]
     blocks.append(table(header, [_node_cells(node) for node in status["nodes"]]))
     return "\n\n".join(blocks)
+
+
+def durable_text(job: dict[str, Any]) -> str:
+    """What is known of a job's durable copies, in a line; empty if there are none and none are tried."""
+    known = job.get("durable") or {}
+    told = []
+    if known.get("step") is not None:
+        age, size = f"{known['age_s']:.0f} s ago", mib(known["size_bytes"])
+        told.append(f"step {known['step']} was copied {age} ({size} in {known['seconds']:.1f} s)")
+    if known.get("running"):
+        told.append("a copy is being made")
+    if known.get("failures"):
+        told.append(f"{known['failures']} tries in a row FAILED: {known['problem']}")
+    return f"job {job['name']}: durable: {'; '.join(told)}" if told else ""
 
 
 def _losses(count: int | None) -> str:

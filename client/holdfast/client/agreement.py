@@ -3,10 +3,12 @@
 from typing import Literal
 
 import msgspec
+from holdfast.client.copies import choose
 from holdfast.client.errors import RanksDisagreeError
 from holdfast.client.ranks import Ranks
 from holdfast.protocol import limits
 from holdfast.protocol.ids import SnapshotId
+from holdfast.protocol.messages import RestoreAnswer
 
 
 class Part(msgspec.Struct):
@@ -25,6 +27,21 @@ class Part(msgspec.Struct):
     nodes: tuple[int, ...] = ()  # of the snapshot's roles
     kind: Literal["plan", "restore", "done"] = "plan"
     fatal: bool = False  # something is committed and can't be had
+    copy: str = ""  # the durable copy that is restored instead
+    copy_step: int = 0
+
+    def offer(self, answer: RestoreAnswer) -> None:
+        """Name the durable copy that is to be restored instead of what the cluster found in memory, if there is one."""
+        try:
+            chosen = choose(answer)
+        except OSError as error:
+            self.problem = f"{self.problem or 'memory holds nothing'}; durable copies can't be read either: {error}"
+            self.fatal = True
+            return
+        if chosen is not None:
+            self.copy, self.copy_step = str(chosen.path), chosen.step
+        elif answer.problem and answer.durable_dir:
+            self.problem += f"; {answer.durable_dir} has no durable copy of the job either"
 
 
 def exchange(ranks: Ranks, part: Part, kind: Literal["plan", "restore", "done"]) -> list[Part]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from holdfast.client.errors import HoldfastError, NotRecoverableError, RefusedError
 from holdfast.client.ranks import Ranks
-from holdfast.client.state_errors import ShardError
+from holdfast.client.state_errors import MalformedShardError, ShardError
 from holdfast.protocol.ids import SnapshotId
 
 PATIENCE_S = 120.0  # for one answer; a range of a lost node is computed from what the others hold
@@ -48,4 +48,14 @@ class Elsewhere:
             return error
         for text in told:
             say(text)
+        return None
+
+    def restore_copy(self, directory: str) -> Exception | None:
+        """Restore from a durable copy. Returns what went wrong."""
+        from holdfast.client.durable import load_copy  # noqa: PLC0415  # see the file's head
+
+        try:
+            load_copy(self.state, Path(directory), allow_pickle=self.allow_pickle)
+        except ShardError as error:
+            return NotRecoverableError(str(error)) if isinstance(error, MalformedShardError) else error
         return None

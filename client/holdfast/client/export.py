@@ -15,6 +15,7 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -70,10 +71,10 @@ def export(*, job: str, to: Path, step: int | None = None, socket: Path | None =
     try:
         to.parent.mkdir(parents=True, exist_ok=True)
         with RangeReader(job=job, socket=socket) as source:
-            found_step, attempt = _write_newest(source, aside, job=job, step=step)
-        _sync(aside)
+            found_step, attempt = write_newest(source, aside, job=job, step=step)
+        sync_directory(aside)
         aside.rename(to)
-        _sync(to.parent)
+        sync_directory(to.parent)
     except OSError as error:
         raise OperatorError(ExitCode.USAGE, f"{to} can't be written: {error}; free room or name another one") from error
     finally:
@@ -82,7 +83,7 @@ def export(*, job: str, to: Path, step: int | None = None, socket: Path | None =
     return Exported(job, found_step, attempt, str(to), size_bytes, time.monotonic() - started_s)
 
 
-def _write_newest(source: RangeReader, aside: Path, *, job: str, step: int | None) -> tuple[int, int]:
+def write_newest(source: RangeReader, aside: Path, *, job: str, step: int | None) -> tuple[int, int]:
     """Write what is committed now; begin anew with the newer one if it is superseded meanwhile."""
     for tries_left in reversed(range(SUPERSEDED_TRIES_MAX)):
         committed = source.committed()
@@ -130,7 +131,10 @@ def write_checkpoint(source: ShardBytes, directory: Path, *, note: dict[str, Any
             if isinstance(cause[0], HoldfastError | StateError | OSError):
                 raise cause[0] from error
         raise
-    (directory / NOTE).write_text(json.dumps({"schema": "holdfast.export/1", **note}) + "\n", encoding="utf-8")
+    with (directory / NOTE).open("w", encoding="utf-8") as file:
+        file.write(json.dumps({"schema": "holdfast.export/1", **note}) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +178,8 @@ class _Reading(DefaultSavePlanner):
         return whole
 
 
-def _sync(directory: Path) -> None:
+def sync_directory(directory: Path) -> None:
+    """Make the names in a directory survive a loss of power."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
@@ -183,15 +188,20 @@ def _sync(directory: Path) -> None:
 
 
 def main() -> int:
-    """Entry point: one JSON object on stdout, or a sentence on stderr and the exit code of `holdfast export`."""
+    """Entry point of `holdfast export`."""
     parser = argparse.ArgumentParser(prog="holdfast.client.export")
     parser.add_argument("--job", required=True)
     parser.add_argument("--to", type=Path, required=True)
     parser.add_argument("--socket", type=Path)
     parser.add_argument("--step", type=int)
     arguments = parser.parse_args()
+    return told(lambda: export(job=arguments.job, to=arguments.to, step=arguments.step, socket=arguments.socket))
+
+
+def told(work: Callable[[], Exported]) -> int:
+    """Do it: one JSON object on stdout, or a sentence on stderr and the exit code of `holdfast export`."""
     try:
-        done = export(job=arguments.job, to=arguments.to, step=arguments.step, socket=arguments.socket)
+        done = work()
     except OperatorError as error:
         code, text = error.exit_code, str(error)
     except NotRecoverableError as error:

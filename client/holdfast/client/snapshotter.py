@@ -21,6 +21,7 @@ from typing import Any, Literal, Self
 import torch
 import torch.distributed as dist
 from holdfast.client.agreement import Part, disagreement, exchange
+from holdfast.client.arguments import check_arguments, is_settled
 from holdfast.client.capture import Capture
 from holdfast.client.elsewhere import Elsewhere
 from holdfast.client.errors import (
@@ -31,6 +32,7 @@ from holdfast.client.errors import (
     RefusedError,
     SnapshotSkippedError,
 )
+from holdfast.client.laps import Laps
 from holdfast.client.link import socket_path
 from holdfast.client.ranks import Ranks
 from holdfast.client.restore import device_of, restore_into
@@ -40,7 +42,7 @@ from holdfast.client.stager import Stager
 from holdfast.client.state_errors import LayoutChangedError, RestoreMismatchError, ShardError
 from holdfast.protocol import limits, messages
 from holdfast.protocol.cadence import is_due
-from holdfast.protocol.ids import JOB_NAME, SnapshotId
+from holdfast.protocol.ids import SnapshotId
 from holdfast.protocol.layout import Layout, ShardPlace
 
 log = logging.getLogger("holdfast")
@@ -61,18 +63,6 @@ class _Staging:
     capture: Capture
     started: "Future[None]"  # the host has done its part of the copy, or never will
     ended: "Future[None]"  # sealed or skipped
-
-
-class _Laps:
-    """Seconds between one lap and the next, by name."""
-
-    def __init__(self, found: dict[str, float]) -> None:
-        self._found, self._last_s = found, monotonic()
-
-    def lap(self, name: str) -> None:
-        """What took the time since the last lap was `name`."""
-        now_s = monotonic()
-        self._found[name], self._last_s = now_s - self._last_s, now_s
 
 
 class Snapshotter:
@@ -112,7 +102,7 @@ class Snapshotter:
         stage: Literal["lazy", "blocking"] = "lazy",
         allow_pickle: bool = False,
     ) -> None:
-        _check_arguments(job, every, on_error, stage)
+        check_arguments(job, every, on_error, stage)
         self._state, self._job, self._every = state, job, every
         self._max_stall_s, self._strict, self._blocking = max_stall_s, on_error == "raise", stage == "blocking"
         self._allow_pickle = allow_pickle
@@ -143,6 +133,8 @@ class Snapshotter:
     def restore(self) -> int | None:
         """Bring the newest committed snapshot back into the live state. A collective.
 
+        Where memory holds none that can be had, the newest durable copy takes its place, if the cluster makes any.
+
         Returns:
             The step restored, or None: nothing is committed yet, or no daemon runs anywhere (said once).
 
@@ -155,12 +147,14 @@ class Snapshotter:
         is the same; else every rank gets rank 0's, and random generators of ranks that were not there are seeded anew.
         """
         self._restore_s = {}
-        clock = _Laps(self._restore_s)
+        clock = Laps(self._restore_s)
         mine = self._ask(begin_fresh=False)
         parts = exchange(self._ranks, mine, "restore")
         clock.lap("ask")
         lead = parts[0]
         problems = [f"rank {rank}: {part.problem}" for rank, part in enumerate(parts) if part.problem]
+        if lead.copy:
+            return self._restore_copy(lead, clock)
         if lead.fatal:
             raise NotRecoverableError(lead.problem)
         if lead.snapshot is None:
@@ -182,19 +176,34 @@ class Snapshotter:
             elsewhere = Elsewhere(self._state, self._job, self._path, ranks=self._ranks, allow_pickle=pickled)
             failure = elsewhere.restore(lead.snapshot, say=self._say)
             clock.lap("ranges")
+        return self._restored(lead.snapshot.step, str(lead.snapshot), failure, clock)
+
+    def _restore_copy(self, lead: Part, clock: Laps) -> int:
+        """Memory has nothing to begin from, or what it has was tried too often: begin from a durable copy."""
+        self._attempt = lead.attempt or None
+        elsewhere = Elsewhere(self._state, self._job, self._path, ranks=self._ranks, allow_pickle=self._allow_pickle)
+        failure = elsewhere.restore_copy(lead.copy)
+        clock.lap("durable")
+        step = self._restored(lead.copy_step, f"the durable copy {lead.copy}", failure, clock)
+        why = lead.problem or (f"{lead.snapshot} was tried too often" if lead.snapshot else "memory holds nothing")
+        self._say(f"restored from the durable copy of step {step} in {lead.copy}, without random generators: {why}")
+        return step
+
+    def _restored(self, step: int, what: str, failure: Exception | None, clock: Laps) -> int:
+        """Agree that every rank has the state of `step`. A collective."""
         done = exchange(self._ranks, Part(self._job, problem=str(failure) if failure else ""), "done")
         if failure is not None:
             raise failure
         failed = [f"rank {rank}: {part.problem}" for rank, part in enumerate(done) if part.problem]
         if failed:
-            raise NotRecoverableError(f"{lead.snapshot} could not be restored on every rank: " + "; ".join(failed[:4]))
+            raise NotRecoverableError(f"{what} could not be restored on every rank: " + "; ".join(failed[:4]))
         clock.lap("agree")
-        self._plan_early(lead.snapshot.step + 1)
-        return lead.snapshot.step
+        self._plan_early(step + 1)
+        return step
 
     def _ask(self, *, begin_fresh: bool) -> Part:
         """Attach; role 0 also asks the cluster what to restore."""
-        part = Part(self._job, settled=_is_settled(self._state))
+        part = Part(self._job, settled=is_settled(self._state))
         try:
             welcome = self._attach()
             part.node = welcome.node
@@ -208,6 +217,8 @@ class Snapshotter:
                 part.problem, part.fatal = answer.problem, bool(answer.problem)
                 if answer.warning:
                     self._say(answer.warning)
+                if not begin_fresh:
+                    part.offer(answer)
         except HoldfastError as error:
             part.problem = str(error)
         return part
@@ -219,7 +230,7 @@ class Snapshotter:
         self._patience_s = self._max_stall_s
         return welcome
 
-    def _restore_shard(self, snapshot: SnapshotId, clock: "_Laps") -> Exception | None:
+    def _restore_shard(self, snapshot: SnapshotId, clock: Laps) -> Exception | None:
         assert self._attempt is not None
         request = messages.OpenShard(self._job, self._attempt, snapshot, self._ranks.rank)
         try:
@@ -481,19 +492,3 @@ class Snapshotter:
         if kind not in self._said and len(self._said) < 64:
             self._said.add(kind)
             warnings.warn(f"holdfast: rank {self._ranks.rank}: {text}", RuntimeWarning, stacklevel=4)
-
-
-def _is_settled(state: Mapping[str, object]) -> bool:
-    """Whether all tensors exist that a snapshot will hold: torch's optimizers make their state at their first step."""
-    return all(item.state for item in state.values() if isinstance(item, torch.optim.Optimizer))
-
-
-def _check_arguments(job: str, every: int, on_error: str, stage: str) -> None:
-    if not JOB_NAME.fullmatch(job):
-        raise ValueError(f"job: expected letters, digits, '.', '_' and '-' (at most 64), found {job!r}")
-    if every < 1:
-        raise ValueError(f"every: expected at least 1, found {every}")
-    if on_error not in {"warn", "raise"}:
-        raise ValueError(f'on_error: expected "warn" or "raise", found {on_error!r}')
-    if stage not in {"lazy", "blocking"}:
-        raise ValueError(f'stage: expected "lazy" or "blocking", found {stage!r}')

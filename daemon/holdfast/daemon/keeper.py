@@ -4,9 +4,10 @@ Covers starting the worker, restarting it when it dies, and keeping the memory d
 nothing of what is in the memory. Standard library only, no threads, no network: there is little here that could fail.
 
 The worker speaks over a SOCK_SEQPACKET pair: ``hold NAME`` with one descriptor, ``drop NAME``, ``ready``, ``alive``
-as long as its loop turns, ``ended CODE``. A new worker is first told all that is held (``have NAME`` with its
-descriptor), then ``start``. A worker whose keeper was killed starts a new one with ``--adopt PID --channel FD`` and
-hands everything over. Under systemd its descriptor store holds the same descriptors, for a keeper that is restarted.
+as long as its loop turns, ``grace SECONDS`` that a stop may take beyond the usual, ``ended CODE``. A new worker is
+first told all that is held (``have NAME`` with its descriptor), then ``start``. A worker whose keeper was killed starts
+a new one with ``--adopt PID --channel FD`` and hands everything over. Under systemd its descriptor store holds the same
+descriptors, for a keeper that is restarted.
 
 Signals: SIGTERM and SIGINT stop the worker and then the keeper; SIGHUP replaces the worker by one that reads config,
 keys and code again. Whatever a worker that once ran ends with, the memory stays held and another one is tried.
@@ -55,6 +56,7 @@ class Keeper:
         self.stopping = False
         self.proven = False  # a worker has run with this config and these keys
         self.heard_s = 0.0  # when the worker's loop was last known to turn
+        self.grace_s = 0  # that a worker asked to stop may take, beside STOP_WAIT_S
         self.ended: int | None = None  # the exit code that the worker announced: of an adopted one there is no other
 
     def on_signal(self, number: int, _frame: object) -> None:
@@ -99,7 +101,7 @@ class Keeper:
         while True:
             now_s = time.monotonic()
             if self.stopping and deadline_s == float("inf"):
-                deadline_s = now_s + STOP_WAIT_S
+                deadline_s = now_s + STOP_WAIT_S + self.grace_s
             hangs = now_s > self.heard_s + SILENT_S
             if now_s > deadline_s or hangs:
                 say(f"keeper: worker {self.worker_pid} {'has been silent' if hangs else 'does not stop'}; killing it")
@@ -143,6 +145,8 @@ class Keeper:
         elif verb == "ready":
             self.proven = True
             self.manager.tell("READY=1", f"STATUS=worker {self.worker_pid}, {len(self.held)} pieces of memory held")
+        elif verb == "grace" and name.isdecimal():
+            self.grace_s = int(name)
         elif verb == "ended" and name.isdecimal():
             self.ended = int(name)
         else:

@@ -181,6 +181,8 @@ class RestoreAnswer(Message, frozen=True):
     layout: Layout | None
     problem: Text = ""
     warning: Text = ""  # the step can be restored, and something about that should be looked at
+    durable_dir: Text = ""  # where durable copies are, if the cluster makes any
+    use_older: bool = False  # so many lives have begun from this step that a durable copy before it comes first
 
 
 class PlanAccepted(Message, frozen=True):

@@ -100,6 +100,13 @@ class ClusterConfig:
         scrub_cpu_percent: how much of one core that may use.
         state_dir: folder of recovery records, or None: beside the socket.
         drill_period_s: how often it is proven that sampled stripes can be rebuilt; 0: only when asked.
+        durable_dir: absolute folder, the same for all nodes, that gets durable copies, or None: none are made.
+        durable_every_s: a copy becomes due so long after the last one; 0: time alone makes none due.
+        durable_every_steps: the same in steps; 0: steps alone make none due.
+        durable_keep: how many copies of a job stay there.
+        durable_grace_s: how long nodes asked to stop wait for the copy of the last committed step; 0: not at all.
+        durable_after_lives: a job that has begun so many lives from one step without committing a newer one begins
+            the next from the durable copy before it; 0: it is only told.
 
     Raises:
         ConfigError: values out of their bounds or that do not go together; all of them at once.
@@ -124,6 +131,12 @@ class ClusterConfig:
     scrub_bytes_per_s: int = 256 << 20
     scrub_cpu_percent: int = 5
     drill_period_s: int = 600
+    durable_dir: str | None = None
+    durable_every_s: int = 1800
+    durable_every_steps: int = 0
+    durable_keep: int = 2
+    durable_grace_s: int = 20
+    durable_after_lives: int = 0
     state_dir: str | None = None
 
     def __post_init__(self) -> None:
@@ -285,6 +298,9 @@ def _conflicts(config: ClusterConfig) -> list[Problem]:
                     "allow_remote = true under [http] where everybody may see them",
                 )
             )
+    if config.durable_dir is not None and not config.durable_dir.startswith("/"):
+        text = "expected an absolute path, since daemons and ranks run in different folders"
+        problems.append(Problem("durable.dir", f"{text}; found {config.durable_dir!r}"))
     node_count = len(config.nodes)
     if node_count <= config.parity:
         problems.append(

@@ -43,6 +43,18 @@ class DrillReport(Struct, frozen=True):
     running: bool = False  # another one is under way
 
 
+class DurableReport(Struct, frozen=True):
+    """The copies of a job in the durable directory, as the node that makes them tells of them."""
+
+    copied: SnapshotId | None = None  # the newest that is whole there, as far as it is known
+    age_s: float = 0.0  # since it was made
+    seconds: float = 0.0  # that making it took
+    size_bytes: Count = 0
+    failures: Count = 0  # in a row, since the last one that was made
+    problem: Text = ""  # of the last try; empty once one has ended well
+    running: bool = False  # one is being made
+
+
 class DrillAsked(Message, frozen=True):
     """An operator asks for a drill of all jobs, of so many stripes on each node."""
 

@@ -53,6 +53,7 @@ from holdfast.protocol.health import (
     ChunkSuspected,
     DrillAsked,
     DrillReport,
+    DurableReport,
     FingerprintsGiven,
     HealthReport,
     WantFingerprints,
@@ -172,6 +173,7 @@ class JobReport(Struct, frozen=True):
     health: HealthReport = HealthReport()
     pace: PaceReport = PaceReport()
     drill: DrillReport = DrillReport()
+    durable: DurableReport = DurableReport()
 
 
 class Heartbeat(Message, frozen=True):
@@ -260,6 +262,7 @@ class RestoreAsked(Message, frozen=True):
 
     job: JobName
     request: Count
+    begin_fresh: bool = False  # none: only an attempt is to begin
 
 
 class ReportWanted(Message, frozen=True):

@@ -21,13 +21,19 @@ EPOCH_MAX = (1 << 31) - 1
 CLOSED_JOB_S_MAX = 366 * 86400  # a year: longer than any job waits to be started again
 PORT_MAX = 65535
 PERIOD_S_MAX = 366 * 86400  # a year: longer than any memory rests unread
+KEEP_MAX = 1000  # copies of one job in a directory
+GRACE_S_MAX = 3600  # that a node asked to stop waits for the last copy
+LIVES_MAX = 1000
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _SIZE = re.compile(r"(\d{1,18})(?:\.(\d{1,9}))?\s*([A-Za-z]*)")
 _UNITS = {"": 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 _ADDRESS = re.compile(r"(?:\[(?P<ipv6>[0-9A-Fa-f:.%A-Za-z]+)\]|(?P<host>[^\s:\[\]]+)):(?P<port>[^:]*)")
 
-_KEYS_OF_SEVERAL = {"name", "address", "period_s", "bandwidth", "cpu_percent"}  # too vague without their section
+_KEYS_OF_SEVERAL = {
+    "name", "address", "period_s", "bandwidth", "cpu_percent", "dir", "every_s", "every_steps", "keep", "grace_s",
+    "after_lives",
+}  # fmt: skip  # too vague without their section
 
 Value = str | int | None
 
@@ -249,6 +255,12 @@ SETTINGS = (
     Setting("scrub", "bandwidth", "scrub_bytes_per_s", _read_bandwidth, 256 << 20),
     Setting("scrub", "cpu_percent", "scrub_cpu_percent", _whole(1, 100), 5, numeric=True),
     Setting("drill", "period_s", "drill_period_s", _whole(0, PERIOD_S_MAX), 600, numeric=True),
+    Setting("durable", "dir", "durable_dir", read_text),
+    Setting("durable", "every_s", "durable_every_s", _whole(0, PERIOD_S_MAX), 1800, numeric=True),
+    Setting("durable", "every_steps", "durable_every_steps", _whole(0, limits.STEP_MAX), 0, numeric=True),
+    Setting("durable", "keep", "durable_keep", _whole(1, KEEP_MAX), 2, numeric=True),
+    Setting("durable", "grace_s", "durable_grace_s", _whole(0, GRACE_S_MAX), 20, numeric=True),
+    Setting("durable", "after_lives", "durable_after_lives", _whole(0, LIVES_MAX), 0, numeric=True),
     Setting("daemon", "state_dir", "state_dir", read_text),
     Setting("daemon", "engine", "engine", _read_engine, "auto"),
 )

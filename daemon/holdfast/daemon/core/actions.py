@@ -245,6 +245,15 @@ class WriteRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class CopyDurably:
+    """Have the newest committed snapshot of a job copied into a directory; ends in DurablyCopied or CopyFailed."""
+
+    job: str
+    directory: str
+    keep: int  # copies of the job that stay
+
+
+@dataclass(frozen=True, slots=True)
 class Log:
     """Say something to the operator."""
 
@@ -274,5 +283,6 @@ Action = (
     | DrillStripe
     | WriteLedger
     | WriteRecord
+    | CopyDurably
     | Log
 )

@@ -29,6 +29,7 @@ class Query:
     started_ns: int
     deadline_ns: int
     told_ns: int = 0  # when the nodes were last told of it
+    fresh: bool = False  # it does not want what is there: that it can't be recovered is no obstacle
 
 
 @dataclass(slots=True)
@@ -100,7 +101,7 @@ class Collector:
 
     # --- restore ---
 
-    def ask(self, job: str, request: int, asker: int) -> None:
+    def ask(self, job: str, request: int, asker: int, *, fresh: bool = False) -> None:
         """Somebody wants to know what to restore: hear all live nodes, then decide."""
         if self.answered.get((job, asker)) == (self.peers.incarnation_of(asker), request):
             return  # heard twice: another answer would begin another attempt
@@ -109,8 +110,8 @@ class Collector:
         self.queries = [q for q in self.queries if (q.job, q.asker) != (job, asker)]  # it asks again
         if len(self.queries) >= limits.JOB_COUNT_MAX:
             return  # the asker repeats its question
-        now_ns = self.ctx.now_ns
-        self.queries.append(Query(job, request, asker, now_ns, self.ctx.seconds(limits.HEAR_ALL_S), told_ns=now_ns))
+        now_ns, deadline_ns = self.ctx.now_ns, self.ctx.seconds(limits.HEAR_ALL_S)
+        self.queries.append(Query(job, request, asker, now_ns, deadline_ns, told_ns=now_ns, fresh=fresh))
         self.ctx.tell_all(messages.ReportWanted(request, job))
 
     def tell_again(self) -> None:
@@ -188,6 +189,8 @@ class Collector:
                 self.heard_s[query.job] = (self.ctx.now_ns - query.started_ns) / 1e9
                 return messages.RestoreDecided(query.job, query.request, attempt, snapshot, layout)
             problems.append(problem)
+        if query.fresh:
+            return messages.RestoreDecided(query.job, query.request, attempt, None, None)
         return messages.RestoreDecided(query.job, query.request, 0, None, None, problem="; ".join(problems)[:4000])
 
     def _layout_of(self, snapshot: SnapshotId, job: Job, reports: dict[int, JobReport]) -> Layout | None:

@@ -192,6 +192,24 @@ class SumNotStored:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class DurablyCopied:
+    """A job's snapshot is whole in the durable directory."""
+
+    job: str
+    snapshot: SnapshotId
+    size_bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class CopyFailed:
+    """A durable copy was not made; the directory shows nothing of it."""
+
+    job: str
+    reason: str
+
+
 Event = (
     TimePassed
     | PeerSaid
@@ -213,4 +231,6 @@ Event = (
     | SumNotAdded
     | SumStored
     | SumNotStored
+    | DurablyCopied
+    | CopyFailed
 )

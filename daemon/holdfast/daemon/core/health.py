@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
-from holdfast.protocol.health import HealthReport
+from holdfast.protocol.health import DurableReport, HealthReport
 from holdfast.protocol.ids import SnapshotId
 from holdfast.protocol.messages import JobReport
 
@@ -100,4 +100,20 @@ def drill_row(groups: Sequence[Sequence[JobReport]]) -> dict[str, Any]:
         "drilled_step": drilled.step if drilled is not None else None,
         "drills": min((drill.drills for drill in last), default=0),
         "running": any(drill.running for drill in last),
+    }
+
+
+def durable_row(reports: Sequence[JobReport]) -> dict[str, Any]:
+    """A job's durable copies, as the status shows them: the newest that anybody knows of, and what is wrong now."""
+    told = [report.durable for report in reports]
+    newest = max(told, key=lambda d: (d.copied or SnapshotId(0, 0), -d.age_s), default=DurableReport())
+    failing = max(told, key=lambda d: d.failures, default=DurableReport())
+    return {
+        "step": newest.copied.step if newest.copied is not None else None,
+        "age_s": newest.age_s if newest.copied is not None else None,
+        "seconds": newest.seconds,
+        "size_bytes": newest.size_bytes,
+        "failures": failing.failures,
+        "problem": failing.problem,
+        "running": any(d.running for d in told),
     }

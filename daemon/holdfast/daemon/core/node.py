@@ -15,6 +15,7 @@ from holdfast.daemon.core.asks import Asks
 from holdfast.daemon.core.client_side import ClientSide
 from holdfast.daemon.core.collector import Collector
 from holdfast.daemon.core.context import Context
+from holdfast.daemon.core.durable import Durable
 from holdfast.daemon.core.fetch import Pursuits
 from holdfast.daemon.core.ledger import LedgerRecord
 from holdfast.daemon.core.memory import Memory
@@ -41,7 +42,8 @@ class Node:
         self.peers = Peers(ctx, started_ns)
         self.collector = Collector(ctx, self.peers)
         self.pursuits = Pursuits(ctx)
-        self.registry = Registry(ctx, self.arena, self.peers, self.collector, self.pursuits)
+        self.durable = Durable(ctx, self.peers)
+        self.registry = Registry(ctx, self.arena, self.peers, self.collector, self.pursuits, self.durable)
         self.records = Records(ctx, self.peers, self.registry)
         self.restoring = Restoring(ctx, self.peers, self.registry, self.collector, self.records)
         self.asks = Asks(ctx, self.peers, self.registry)
@@ -88,6 +90,14 @@ class Node:
         open_phases = {Phase.SEALED, Phase.PROTECTED}
         return any(slot.phase in open_phases for parts in self.registry for slot in parts.job.slots)
 
+    def stop(self) -> None:
+        """This node was asked to stop for good."""
+        self.durable.stop()
+
+    def is_copying(self) -> bool:
+        """Whether a clean stop waits for a durable copy."""
+        return self.durable.holds_up([parts.job for parts in self.registry])
+
     def resume(self, held: LedgerRecord, digests: Mapping[Memory, list[int]]) -> None:
         """Take up what a predecessor held; before `start`."""
         ledger_side.resume(self.registry, held, digests)
@@ -114,6 +124,11 @@ class Node:
             case events.ClientSaid(client, message):
                 if client in self.clients:
                     self.client_side.said(client, message)
+            case events.DurablyCopied(job, snapshot, size_bytes, seconds):
+                self.durable.copied(job, snapshot, size_bytes=size_bytes, seconds=seconds)
+                self.ctx.tell_all(self.registry.heartbeat())  # who stops waits for this
+            case events.CopyFailed(job, reason):
+                self.durable.failed(job, reason)
             case events.ChunksScrubbed() | events.ChunkRepaired() | events.StripeDrilled():
                 if (parts := self.registry.owner(event.memory, event.snapshot)) is not None:
                     parts.healing.done(event)
@@ -160,6 +175,7 @@ class Node:
         self.offers.tick()
         self.ranges.tick()
         self.registry.evict_closed()
+        self.durable.tick([parts.job for parts in self.registry])
         if self.ctx.now_ns >= self.heartbeat_ns:
             self.heartbeat_ns = self.ctx.seconds(limits.HEARTBEAT_S)
             self.ctx.tell_all(self.registry.heartbeat())

@@ -115,9 +115,9 @@ class PeerSide:
             case messages.ReportWanted(_, job):
                 self.registry.pause_commits(job)
                 self.ctx.tell(node, self.registry.heartbeat())
-            case messages.RestoreAsked(job, request):
+            case messages.RestoreAsked(job, request, begin_fresh):
                 self.registry.pause_commits(job)
-                self.collector.ask(job, request, node)
+                self.collector.ask(job, request, node, fresh=begin_fresh)
             case messages.RestoreDecided():
                 self.restoring.decided(message)
             case DrillAsked(stripes, pass_on):

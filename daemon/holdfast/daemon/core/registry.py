@@ -11,6 +11,7 @@ from holdfast.daemon.core.actions import Free
 from holdfast.daemon.core.arena import Arena
 from holdfast.daemon.core.collector import Collector
 from holdfast.daemon.core.context import Context
+from holdfast.daemon.core.durable import Durable
 from holdfast.daemon.core.fetch import Pursuits
 from holdfast.daemon.core.healing import Healing
 from holdfast.daemon.core.job import Job
@@ -22,6 +23,7 @@ from holdfast.daemon.core.shards import Shards
 from holdfast.daemon.core.slot import IN_FLIGHT, Phase, Slot
 from holdfast.protocol import limits, messages
 from holdfast.protocol.ids import SnapshotId
+from msgspec import structs
 
 
 @dataclass(slots=True)
@@ -44,6 +46,7 @@ class Registry:
     peers: Peers
     collector: Collector
     pursuits: Pursuits
+    durable: Durable
     table: dict[str, JobParts] = field(default_factory=dict)
     forgotten: dict[str, int] = field(default_factory=dict)  # job -> its attempt when it was forgotten here
 
@@ -65,7 +68,13 @@ class Registry:
 
     def heartbeat(self) -> messages.Heartbeat:
         """What this node says of itself."""
-        reports = [report.job_report(parts.job, parts.rebuild, parts.healing.drill.shown()) for parts in self]
+        reports = [
+            structs.replace(
+                report.job_report(parts.job, parts.rebuild, parts.healing.drill.shown()),
+                durable=self.durable.report(parts.job.name),
+            )
+            for parts in self
+        ]
         return report.heartbeat(self.ctx, self.arena, reports)
 
     def status(self) -> dict[str, object]:

@@ -9,7 +9,7 @@ from typing import Any
 from holdfast.daemon.core.arena import Arena
 from holdfast.daemon.core.collector import lost_by_group
 from holdfast.daemon.core.context import Context
-from holdfast.daemon.core.health import damage_verdict, drill_row, resting_row
+from holdfast.daemon.core.health import damage_verdict, drill_row, durable_row, resting_row
 from holdfast.daemon.core.job import Job
 from holdfast.daemon.core.peers import Peers
 from holdfast.daemon.core.rebuild import Rebuild
@@ -222,6 +222,7 @@ def _bare_job_row(name: str, reports: dict[int, JobReport], committed: SnapshotI
         "digest_failures": sum(report.digest_failures for report in reports.values()),
         **resting_row(list(reports.values())),
         "drill": None,
+        "durable": durable_row(list(reports.values())),
         "participants": None,  # nodes that hold data or parity of it; None: this node doesn't know its layout
         "lost_nodes": [],
         "snapshot_bytes": None,

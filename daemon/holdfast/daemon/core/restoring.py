@@ -38,9 +38,9 @@ class Restoring:
         target = self.peers.collector
         if target == self.ctx.node:
             self.registry.pause_commits(question.job)
-            self.collector.ask(question.job, request, self.ctx.node)
+            self.collector.ask(question.job, request, self.ctx.node, fresh=question.begin_fresh)
         else:
-            self.ctx.tell(target, messages.RestoreAsked(question.job, request))
+            self.ctx.tell(target, messages.RestoreAsked(question.job, request, question.begin_fresh))
 
     def tick(self) -> None:
         """Answer what can be answered; send on what waited for a collector."""
@@ -103,6 +103,8 @@ class Restoring:
             return
         client, question = self.asking.pop(decided.request)
         fresh = question.begin_fresh
+        lives = 0 if fresh else self._lives(decided)
+        limit = self.ctx.config.durable_after_lives
         self.ctx.reply(
             client,
             messages.RestoreAnswer(
@@ -111,25 +113,30 @@ class Restoring:
                 snapshot=None if fresh else decided.snapshot,
                 layout=None if fresh else decided.layout,
                 problem=decided.problem,
-                warning="" if fresh else self._repetition(decided),
+                warning=self._repetition(decided, lives),
+                durable_dir=self.ctx.config.durable_dir or "",
+                use_older=0 < limit < lives,
             ),
         )
 
-    def _repetition(self, decided: messages.RestoreDecided) -> str:
-        """What to say of a job that comes back for the same step again and again: the step itself may be at fault.
+    @staticmethod
+    def _lives(decided: messages.RestoreDecided) -> int:
+        """How many lives have begun from the chosen step, this one included; 0 if that is not known.
 
         Each life has an attempt of its own and a commit carries the attempt that made it: their distance counts the
-        lives that began from this step, whoever collects.
+        lives that began from this step, whoever collects. An attempt that was numbered by the time counts nothing.
         """
-        if decided.snapshot is None:
-            return ""
-        lives = decided.attempt - decided.snapshot.attempt
+        lives = decided.attempt - decided.snapshot.attempt if decided.snapshot is not None else 0
+        return lives if lives <= limits.RESTORES_COUNT_MAX else 0
+
+    def _repetition(self, decided: messages.RestoreDecided, lives: int) -> str:
+        """What to say of a job that comes back for the same step again and again: the step itself may be at fault."""
         if lives < limits.RESTORES_TOLD_COUNT:
             return ""
         text = (
             f"job {decided.job}: life {lives} begins from {decided.snapshot} and none before it has committed a newer "
             f"step; if the step itself is at fault, give it up with 'holdfast forget {decided.job}' and begin from an "
-            "older or durable copy"
+            "older or durable copy; durable.after_lives does so by itself"
         )
         self.ctx.log(text, "warning")
         return text

@@ -97,9 +97,11 @@ class KeeperLink:
         with self._lock:
             self._say(f"ended {exit_code}", [])
 
-    def say_ready(self) -> None:
-        """Tell the keeper that this worker has taken up its memory and listens."""
+    def say_ready(self, *, grace_s: int = 0) -> None:
+        """Tell the keeper that this worker has taken up its memory and listens, and how much longer a stop may take."""
         with self._lock:
+            if grace_s:
+                self._say(f"grace {grace_s}", [])
             self._say("ready", [])
 
     def say_alive(self) -> None:

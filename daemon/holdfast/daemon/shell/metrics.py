@@ -47,6 +47,9 @@ METRICS: dict[str, tuple[str, str]] = {
     "holdfast_drill_age_seconds": ("gauge", "Since that was proven."),
     "holdfast_drill_failures": ("gauge", "What the last drills found wrong, over all nodes."),
     "holdfast_drill_rebuild_bytes_per_second": ("gauge", "Lost bytes rebuilt per second in that drill."),
+    "holdfast_durable_step": ("gauge", "Step of the newest durable copy."),
+    "holdfast_durable_age_seconds": ("gauge", "Since the newest durable copy was made."),
+    "holdfast_durable_failures": ("gauge", "Durable copies that failed in a row."),
     "holdfast_commits_total": ("counter", "Snapshots that this node saw commit."),
     "holdfast_abandoned_total": ("counter", "Snapshots that this node gave up."),
     "holdfast_sent_bytes_total": ("counter", "Chunk bytes handed to the network, for parity and for rebuilds."),
@@ -233,6 +236,14 @@ def _gauges(status: Mapping[str, Any], own: Mapping[str, Any]) -> Iterable[tuple
         ):
             if drill.get(key) is not None:
                 yield name, labels, drill[key]
+        durable = job.get("durable") or {}
+        for name, key in (
+            ("holdfast_durable_step", "step"),
+            ("holdfast_durable_age_seconds", "age_s"),
+            ("holdfast_durable_failures", "failures"),
+        ):
+            if durable.get(key) is not None:
+                yield name, labels, durable[key]
     for node in status["nodes"]:
         labels = (("node", node["name"]),)
         yield "holdfast_node_up", labels, node["state"] == "up"

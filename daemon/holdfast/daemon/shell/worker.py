@@ -28,6 +28,7 @@ from holdfast.daemon.keeper import RESTART_EXIT
 from holdfast.daemon.shell import network
 from holdfast.daemon.shell.arena import ArenaMemory
 from holdfast.daemon.shell.coder import Coder, coding_threads
+from holdfast.daemon.shell.copying import Copier
 from holdfast.daemon.shell.door import Door
 from holdfast.daemon.shell.keeping import KeeperLink, LedgerMemory
 from holdfast.daemon.shell.keys import Keys, load_keys
@@ -115,6 +116,7 @@ class Worker:
         self.scrubber = Scrubber(
             config, engine=engine, params=params, arena=self.arena, bulk=self.bulk, report=self.inbox.put
         )
+        self.copier = Copier(door.path, config.nodes[node].name, self.inbox.put)
         self.records = RecordFiles(Path(config.state_dir or door.path.parent), config.nodes[node].name)
         record = self._read_ledger()
         now_ns = time.monotonic_ns()
@@ -208,7 +210,7 @@ class Worker:
         log.info("node %s ready on %s, control %s, bulk port %d, engine %s, incarnation %d",
                  self.config.nodes[self.node_index].name, self.door.path, self.config.nodes[self.node_index].address,
                  self.bulk.port, self.context.engine, self.context.incarnation)  # fmt: skip
-        self.link.say_ready()
+        self.link.say_ready(grace_s=self.config.durable_grace_s if self.config.durable_dir else 0)
         next_tick_ns = 0
         while self._goes_on():
             # One millisecond more than is left: rounded down, the last one would be spent spinning.
@@ -228,7 +230,11 @@ class Worker:
             return True
         if self.drain_ns == 0:
             self.drain_ns = time.monotonic_ns() + int(_DRAIN_S * 1e9)
-        return len(self.stop_signals) == 1 and self.node.may_commit() and time.monotonic_ns() < self.drain_ns
+            if self.stop_signals[0] != signal.SIGHUP:
+                self.node.stop()
+        if len(self.stop_signals) > 1:
+            return False
+        return (self.node.may_commit() and time.monotonic_ns() < self.drain_ns) or self.node.is_copying()
 
     def _turn(self, ready: set[object]) -> None:
         if self.door.fileno() in ready:
@@ -294,6 +300,8 @@ class Worker:
                     slot.digests[first : first + len(digests)] = digests
             case actions.DropFrames(keys):
                 self.bulk.drop(keys)
+            case actions.CopyDurably():
+                self.copier.order(action)
             case actions.WriteRecord():
                 self.records.write(action)
             case actions.WriteLedger(record):
@@ -332,6 +340,7 @@ class Worker:
             self.pages.stop()
         self.coder.stop()
         self.scrubber.stop()
+        self.copier.stop()
         self.records.stop()
         self.bulk.stop()
         self.control.close()

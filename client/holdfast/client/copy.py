@@ -1,0 +1,71 @@
+"""One durable copy of a job: run by the daemon as ``python -m holdfast.client.copy``, since it must not import torch.
+
+Covers writing the newest committed step aside, giving it its name once it is synced, and removing the oldest copies.
+"""
+
+import argparse
+import shutil
+import sys
+import time
+from pathlib import Path
+
+from holdfast.client.copies import aside, place, thin
+from holdfast.client.export import Exported, sync_directory, told, write_newest
+from holdfast.client.ranges import RangeReader
+from holdfast.protocol.exit_codes import ExitCode, OperatorError
+
+
+def copy(*, job: str, root: Path, keep: int, node: str, socket: Path | None = None) -> Exported:
+    """Copy the newest committed step of a job.
+
+    Args:
+        job: its name.
+        root: the directory of all durable copies.
+        keep: how many copies of this job stay.
+        node: who writes; two nodes that write at once don't meet.
+        socket: of any node's daemon.
+
+    Raises:
+        OperatorError: the directory can't be written; what was there stays.
+        HoldfastError: nothing is committed, or its bytes can't be had.
+        StateError: the state is one that only its own layout can read.
+    """
+    started_s = time.monotonic()
+    part: Path | None = None
+    try:
+        (root / job).mkdir(parents=True, exist_ok=True)
+        part = aside(root, job, node=node)
+        with RangeReader(job=job, socket=socket) as source:
+            step, attempt = write_newest(source, part, job=job, step=None)
+        sync_directory(part)
+        to = place(root, job, step=step)
+        part.rename(to)
+        sync_directory(to.parent)
+        thin(root, job, keep=keep)
+        size_bytes = sum(path.stat().st_size for path in to.rglob("*") if path.is_file())
+    except OSError as error:
+        raise OperatorError(
+            ExitCode.USAGE, f"{root} can't be written: {error}; free room there or set durable.dir to another place"
+        ) from error
+    finally:
+        if part is not None:
+            shutil.rmtree(part, ignore_errors=True)
+    return Exported(job, step, attempt, str(to), size_bytes, time.monotonic() - started_s)
+
+
+def main() -> int:
+    """Entry point."""
+    parser = argparse.ArgumentParser(prog="holdfast.client.copy")
+    parser.add_argument("--job", required=True)
+    parser.add_argument("--root", type=Path, required=True)
+    parser.add_argument("--keep", type=int, required=True)
+    parser.add_argument("--node", required=True)
+    parser.add_argument("--socket", type=Path, required=True)
+    wanted = parser.parse_args()
+    return told(
+        lambda: copy(job=wanted.job, root=wanted.root, keep=wanted.keep, node=wanted.node, socket=wanted.socket)
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
