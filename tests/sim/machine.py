@@ -228,6 +228,8 @@ class Worker:
             case actions.DropFrames(keys):
                 for key in keys:
                     self.frames.pop(key, None)
+            case actions.CopyDurably(job):
+                self.world.after(self.world.between(0.1, 5.0), lambda: self._copied(job))
             case actions.WriteRecord(name, told):
                 machine.records[name] = told
             case actions.WriteLedger(record):
@@ -245,6 +247,14 @@ class Worker:
                 pass  # connections come and go by themselves
             case _:
                 raise AssertionError(f"no hand for {type(action).__name__}")
+
+    def _copied(self, job: str) -> None:
+        """A copy fails now and then, and ends with what is committed by then."""
+        parts = self.node.jobs.get(job)
+        if parts is None or parts.job.committed is None or self.world.chance(0.2):
+            self.put(events.CopyFailed(job, "the disk is full"))
+        else:
+            self.put(events.DurablyCopied(job, parts.job.committed, size_bytes=1, seconds=1.0))
 
     # --- peers ---
 

@@ -13,6 +13,9 @@ from holdfast.protocol import limits
 from holdfast.protocol.config import ClusterConfig, NodeConfig
 from holdfast.protocol.health import DurableReport
 from holdfast.protocol.ids import SnapshotId
+from sim.cluster import Cluster, ClusterShape
+from sim.network import NetworkFaults
+from sim.ranks import JobShape
 
 NODES = tuple(NodeConfig(name=f"n{n}", host="h", port=n + 1, domain=f"d{n}") for n in range(2))
 CONFIG = ClusterConfig(cluster_name="c", nodes=NODES, parity=1, durable_dir="/copies", durable_every_s=100)
@@ -174,3 +177,30 @@ def test_another_node_stays_while_the_collector_copies() -> None:
     assert machine.holds_up(9)
     machine.peers.told = DurableReport(copied=SnapshotId(1, 5))
     assert not machine.holds_up(10)
+
+
+def test_in_a_cluster_copies_go_on_when_tries_fail_and_the_collector_is_lost() -> None:
+    shape = ClusterShape(
+        node_count=3,
+        parity=1,
+        group_size=3,
+        jobs=(JobShape("a", ((1, 100), (2, 65)), step_s=1.0),),
+        network=NetworkFaults(delay_s=0.001, delay_s_max=0.001),
+    )
+    cluster = Cluster(1, shape)
+    object.__setattr__(cluster.config, "durable_dir", "/copies")
+    object.__setattr__(cluster.config, "durable_every_steps", 2)
+    cluster.start()
+    world = cluster.world
+
+    def known(node: int) -> SnapshotId:
+        worker = cluster.machines[node].worker
+        parts = worker.node.jobs.get("a") if worker is not None else None
+        told = worker.node.durable.report("a").copied if worker is not None and parts is not None else None
+        return told or SnapshotId(0, 0)
+
+    assert world.run_until(lambda: all(known(node).step >= 5 for node in range(3)), deadline_s=120.0)
+    before = known(1)
+    cluster.lose_memory(0, back_after_s=8.0)
+    assert world.run_until(lambda: known(1).step > before.step + 4, deadline_s=world.now_s + 120.0)
+    assert world.run_until(lambda: known(0) == known(1) == known(2), deadline_s=world.now_s + 30.0)
