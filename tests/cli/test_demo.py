@@ -52,7 +52,7 @@ def demo(place: Path, *arguments: str) -> tuple[int, dict[str, Any], str]:
 @pytest.mark.integration
 @pytest.mark.timeout(240)
 def test_a_lost_node_is_rebuilt_and_training_goes_on_bit_for_bit(place: Path) -> None:
-    status, found, said = demo(place, "--nodes", "4", "--parity", "1", "--kill", "1", "--steps", "9")
+    status, found, said = demo(place, "--nodes", "4", "--parity", "1", "--kill", "1", "--steps", "12")
     assert status == ExitCode.DONE, said
     assert found["schema"] == "holdfast.demo/1"
     assert (found["bit_exact"], found["losses_equal"], found["survived"]) == (True, True, True)
@@ -68,7 +68,7 @@ def test_a_lost_node_is_rebuilt_and_training_goes_on_bit_for_bit(place: Path) ->
 @pytest.mark.integration
 @pytest.mark.timeout(240)
 def test_more_losses_than_parity_end_with_what_was_lost_and_what_was_needed(place: Path) -> None:
-    status, found, said = demo(place, "--nodes", "3", "--parity", "1", "--kill", "2", "--steps", "8")
+    status, found, said = demo(place, "--nodes", "3", "--parity", "1", "--kill", "2", "--steps", "12")
     assert status == ExitCode.NOT_RECOVERABLE, said
     assert (found["survived"], found["bit_exact"], found["killed_nodes"]) == (False, False, ["n0", "n1"])
     last = said.splitlines()[-1]

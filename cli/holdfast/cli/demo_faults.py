@@ -187,8 +187,11 @@ def kill_nodes(stage: Stage, names: tuple[str, ...]) -> Fault:
     stage.training.kill_ranks([positions.index(name) for name in names])
     stage.cluster.start(names)
     stage.view.say(f"  replacements for {listed} are started, with empty memory")
-    detected_s = stage.until(lambda: set(names) <= _lost(stage), f"the cluster to notice the loss of {listed}")
+    detected_s = stage.until(
+        lambda: set(names) <= _lost(stage) | _replaced(stage, before), f"the cluster to notice the loss of {listed}"
+    )
     if len(names) > parity:
+        stage.until(lambda: stage.job is not None and stage.job["verdict"] == "LOST", "the cluster to say what is lost")
         raise _not_recoverable(stage, names, at_step)
     rebuilt_bytes, rebuild_s, rebuilt_at_s = _rebuild(stage, before)
     restored_s, restored_step, resumed_s = _follow_restart(stage, restart)
@@ -268,6 +271,11 @@ def _lost(stage: Stage) -> set[str]:
         return set()
     away = {row["name"] for row in stage.status["nodes"] if row["state"] != "up"}
     return away | set(stage.job["lost_nodes"])
+
+
+def _replaced(stage: Stage, before: Mapping[str, int]) -> set[str]:
+    """Nodes whose place another has taken, which may have been rebuilt between two looks."""
+    return {name for name in before if stage.node(name)["incarnation"] > before[name]}
 
 
 def _lost_bytes(stage: Stage, name: str) -> int:
