@@ -138,7 +138,7 @@ def test_a_full_disk_leaves_nothing_behind(ranges: list[int], tmp_path: Path, mo
         raise OSError(28, "No space left on device")
 
     ranges.append(4)
-    monkeypatch.setattr("holdfast.client.export._sync", full)
+    monkeypatch.setattr("holdfast.client.export.sync_directory", full)
     with pytest.raises(OperatorError, match="No space left"):
         export(job="a", to=tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

@@ -1,8 +1,9 @@
 """A committed step as a directory that ``torch.distributed.checkpoint`` reads, with no Holdfast installed.
 
 Run as ``python -m holdfast.client.export`` by `holdfast export`, which must not import torch. Bytes are read through
-any node's daemon, tensor by tensor, also while nodes are missing; at most one tensor is in memory at a time. Names are
-those that ``dcp.save`` of the same state gives. The directory is written aside, synced and renamed: whole or not there.
+any node's daemon, also while nodes are missing: all at once where that fits in an eighth of the free memory, else
+tensor by tensor, so that at most one is in memory at a time. Names are those that ``dcp.save`` of the same state gives.
+The directory is written aside, synced and renamed: whole or not there.
 
 Random generators and what else each rank has of its own under one name are not part of such a checkpoint: of plain
 values that differ between ranks, the lowest rank's is written.
@@ -23,6 +24,7 @@ from typing import Any
 import torch
 from holdfast.client.catalogue import Catalogue, ShardBytes, catalogue_of, read_heads, require
 from holdfast.client.errors import HoldfastError, NotRecoverableError, RefusedError, SupersededError
+from holdfast.client.fetched import fetched
 from holdfast.client.ranges import RangeReader
 from holdfast.client.reading import read_box, whole_object
 from holdfast.client.state_errors import StateError
@@ -95,7 +97,9 @@ def write_newest(source: RangeReader, aside: Path, *, job: str, step: int | None
                 f"job {job}: expected step {step}, found step {snapshot.step} committed: memory holds only the newest"
             )
         try:
-            write_checkpoint(source, aside, note={"job": job, "step": snapshot.step, "attempt": snapshot.attempt})
+            write_checkpoint(
+                fetched(source), aside, note={"job": job, "step": snapshot.step, "attempt": snapshot.attempt}
+            )
         except SupersededError:
             shutil.rmtree(aside, ignore_errors=True)
             if not tries_left:
