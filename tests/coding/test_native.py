@@ -4,6 +4,7 @@ Its results are tested in test_engines with all others; the kernels without Pyth
 test_native_kernels.
 """
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -33,6 +34,26 @@ pytestmark = pytest.mark.skipif(
 def test_where_there_is_a_compiler_the_engine_is_built_and_preferred() -> None:
     """The build is optional, so it could fail in silence: here it must not."""
     assert engine_names()[0] == "native"
+
+
+@pytest.mark.skipif(importlib.util.find_spec("setuptools") is None, reason="setuptools builds the package")
+def test_without_a_compiler_the_build_goes_on_and_one_line_says_what_is_left_out(tmp_path: Path) -> None:
+    build = ["-c", "from setuptools import setup; setup()", "-q", "build_ext"]
+    folders = ["--build-lib", str(tmp_path / "lib"), "--build-temp", str(tmp_path / "temp")]
+    built = subprocess.run(
+        [sys.executable, *build, *folders],
+        env=os.environ | {"CC": str(tmp_path / "no-compiler")},
+        cwd=SOURCES.parents[2],
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
+    said = built.stdout + built.stderr
+    assert built.returncode == 0, said
+    assert not list(tmp_path.rglob("*.so"))
+    lines = [line for line in said.splitlines() if 'building extension "holdfast.coding._native" failed' in line]
+    assert len(lines) == 1, said
 
 
 def test_the_best_level_is_the_default_and_any_usable_one_can_be_named() -> None:
