@@ -6,7 +6,7 @@ PIP_ARGS ?=
 BIN     = $(VENV)/bin
 READY   = $(VENV)/.ready
 
-.PHONY: demo test sim chaos slurm-test systemd-test lint format docs bench clean
+.PHONY: demo test sim chaos loops-test slurm-test systemd-test lint format docs bench clean
 
 demo: $(READY)
 	$(BIN)/holdfast demo
@@ -29,6 +29,11 @@ MINUTES ?= 5
 CHAOS_SEED ?= 1
 chaos: $(READY)
 	$(BIN)/python tests/chaos/chaos.py --minutes $(MINUTES) --seed $(CHAOS_SEED)
+
+# Loops of other libraries, killed and run again, two minutes. Installs them.
+loops-test: $(READY)
+	$(BIN)/pip install --quiet --constraint constraints.txt $(PIP_ARGS) --editable '.[lightning]'
+	$(BIN)/python -m pytest -m loops tests/loops
 
 # The unit under a systemd of its own, two minutes. As root.
 systemd-test: $(READY)

@@ -40,6 +40,7 @@ from holdfast.client.session import RankPlan
 from holdfast.client.shard import ShardLayout
 from holdfast.client.stager import Stager
 from holdfast.client.state_errors import LayoutChangedError, RestoreMismatchError, ShardError
+from holdfast.client.updates import before_updates
 from holdfast.protocol import limits, messages
 from holdfast.protocol.cadence import is_due
 from holdfast.protocol.ids import SnapshotId
@@ -123,7 +124,7 @@ class Snapshotter:
         self._said: set[str] = set()
         self._closed = self._began = False
         self._hooks = [
-            item.register_step_pre_hook(lambda *_: self.before_update())
+            before_updates(item, self.before_update)
             for item in state.values()
             if isinstance(item, torch.optim.Optimizer)
         ]
