@@ -4,7 +4,9 @@ Covers writing the newest committed step aside, giving it its name once it is sy
 """
 
 import argparse
+import ctypes
 import shutil
+import signal
 import sys
 import time
 from pathlib import Path
@@ -13,6 +15,8 @@ from holdfast.client.copies import aside, place, thin
 from holdfast.client.export import Exported, sync_directory, told, write_newest
 from holdfast.client.ranges import RangeReader
 from holdfast.protocol.exit_codes import ExitCode, OperatorError
+
+_SET_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of linux/prctl.h
 
 
 def copy(*, job: str, root: Path, keep: int, node: str, socket: Path | None = None) -> Exported:
@@ -55,6 +59,7 @@ def copy(*, job: str, root: Path, keep: int, node: str, socket: Path | None = No
 
 def main() -> int:
     """Entry point."""
+    ctypes.CDLL(None).prctl(_SET_DEATH_SIGNAL, signal.SIGKILL)  # the daemon that wants the copy is gone: so is this
     parser = argparse.ArgumentParser(prog="holdfast.client.copy")
     parser.add_argument("--job", required=True)
     parser.add_argument("--root", type=Path, required=True)
