@@ -170,6 +170,23 @@ def test_an_exception_in_the_loop_leaves_no_thread_and_no_memory(
     run.step()  # no hook of ours is left on the optimizer
 
 
+def test_a_snapshotter_that_is_dropped_without_close_leaves_nothing(cluster: LocalCluster) -> None:
+    run, before = Run(10), set(stagers())
+    snapshotter = Snapshotter(run.state, job="dropped", socket=cluster.socket(0), on_error="raise")
+    snapshotter.step(0)
+    snapshotter.wait(timeout_s=20)
+    mine = set(stagers()) - before
+    assert mine
+    del snapshotter
+    gc.collect()
+    for thread in mine:
+        thread.join(20)
+        assert not thread.is_alive()
+    run.step()  # no hook of ours is left on the optimizer
+    gc.collect()
+    assert not mapped()
+
+
 def _child(queue: "mp.Queue[bool]") -> None:
     queue.put(True)
 

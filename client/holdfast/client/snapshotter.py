@@ -9,6 +9,7 @@ import contextlib
 import logging
 import os
 import warnings
+import weakref
 from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import Future
@@ -40,7 +41,7 @@ from holdfast.client.session import RankPlan
 from holdfast.client.shard import ShardLayout
 from holdfast.client.stager import Stager
 from holdfast.client.state_errors import LayoutChangedError, RestoreMismatchError, ShardError
-from holdfast.client.updates import before_updates
+from holdfast.client.updates import before_updates, weakly
 from holdfast.protocol import limits, messages
 from holdfast.protocol.cadence import is_due
 from holdfast.protocol.ids import SnapshotId
@@ -124,10 +125,12 @@ class Snapshotter:
         self._said: set[str] = set()
         self._closed = self._began = False
         self._hooks = [
-            before_updates(item, self.before_update)
+            before_updates(item, weakly(self.before_update))
             for item in state.values()
             if isinstance(item, torch.optim.Optimizer)
         ]
+        self._dropped = weakref.finalize(self, self._stager.drop, self._hooks)
+        self._dropped.atexit = False
 
     # --- restore ---
 
@@ -463,6 +466,7 @@ class Snapshotter:
 
     def _release(self) -> None:
         self._closed = True
+        self._dropped.detach()
         for hook in self._hooks:
             hook.remove()
         with contextlib.suppress(HoldfastError, FutureTimeoutError):  # the daemon sees the connection end anyway

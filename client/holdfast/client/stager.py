@@ -26,6 +26,7 @@ from holdfast.client.state_errors import ShardError
 from holdfast.protocol import limits, messages
 from holdfast.protocol.cadence import Cadence
 from holdfast.protocol.ids import SnapshotId
+from torch.utils.hooks import RemovableHandle
 
 log = logging.getLogger("holdfast")
 
@@ -94,6 +95,13 @@ class Stager:
         self._stopping = True
         self._put(lambda: None)
         self._thread.join(timeout_s)
+
+    def drop(self, hooks: list[RemovableHandle]) -> None:
+        """Nobody closed the Snapshotter and it is gone: end, wait for nothing. Any thread, this one's own too."""
+        for hook in hooks:
+            hook.remove()
+        with contextlib.suppress(RuntimeError):  # a thread can't join itself
+            self.stop(timeout_s=0.0)
 
     def cadences(self, attempt: int) -> tuple[Cadence, ...]:
         """What was announced for the plans of an attempt. It holds while no daemon is attached: others follow it."""

@@ -9,7 +9,7 @@ asked to be called earlier, since calls are made in the order they were asked fo
 
 from collections.abc import Callable
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakMethod
 
 import torch
 from torch.utils.hooks import RemovableHandle
@@ -56,6 +56,18 @@ def before_updates(optimizer: torch.optim.Optimizer, call: Callable[[], None]) -
         return (args[0], closure_then_call, *args[2:]), kwargs
 
     return optimizer.register_step_pre_hook(hook)
+
+
+def weakly(method: Callable[[], None]) -> Callable[[], None]:
+    """A call of a bound method that keeps nobody alive, and does nothing once its object is gone."""
+    reference = WeakMethod(method)
+
+    def call() -> None:
+        alive = reference()
+        if alive is not None:
+            alive()
+
+    return call
 
 
 _counters: "WeakKeyDictionary[torch.optim.Optimizer, UpdateCounter]" = WeakKeyDictionary()
