@@ -3,6 +3,7 @@
 Skipped where there is no GPU; `test_lanes.py` and `test_capture.py` hold the same planner on the CPU.
 """
 
+import contextlib
 import copy
 import tempfile
 import time
@@ -147,7 +148,8 @@ def test_whatever_changes_right_after_step_is_named_and_never_committed(socket: 
     with pytest.raises(SnapshotSkippedError, match=r"model/0\.\w+: changed while it was copied"):
         snapshotter.wait(timeout_s=WAIT_S)
     assert snapshotter.stats()["committed_step"] == 0
-    snapshotter.close()
+    with contextlib.suppress(SnapshotSkippedError):  # told once more, where the daemon's word came after ours
+        snapshotter.close()
     found, fresh = restored(socket, "torn")
     assert found == 0
     assert all(torch.equal(fresh.model.state_dict()[key], wanted[key]) for key in wanted)
