@@ -6,7 +6,7 @@ PIP_ARGS ?=
 BIN     = $(VENV)/bin
 READY   = $(VENV)/.ready
 
-.PHONY: demo test sim chaos loops-test slurm-test systemd-test lint format docs bench clean
+.PHONY: demo test sim chaos loops-test slurm-test systemd-test lint format docs bench package-test clean
 
 demo: $(READY)
 	$(BIN)/holdfast demo
@@ -61,6 +61,18 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --constraint constraints.txt pip
 	$(BIN)/pip install --quiet --constraint constraints.txt $(PIP_ARGS) --group dev --editable '.[torch]'
 	touch $(READY)
+
+# The source distribution installs by itself, in an environment of its own, from a folder without the sources; the kernel is built.
+PACKAGE = $(CURDIR)/build/package-test
+package-test:
+	rm -rf $(PACKAGE) && mkdir -p $(PACKAGE)/elsewhere
+	$(PYTHON) -m venv $(PACKAGE)/venv
+	$(PACKAGE)/venv/bin/pip install --quiet 'setuptools>=77'
+	$(PACKAGE)/venv/bin/python -c "import setuptools.build_meta as b; b.build_sdist('$(PACKAGE)/dist')"
+	cd $(PACKAGE)/elsewhere && ../venv/bin/pip install --quiet --constraint $(CURDIR)/constraints.txt ../dist/holdfast-*.tar.gz
+	cd $(PACKAGE)/elsewhere && ../venv/bin/holdfast --version && ../venv/bin/python -c \
+	  "import holdfast.coding._native as n; from importlib.resources import files; \
+	   assert 'package-test/venv' in n.__file__; (files('holdfast.daemon.shell') / 'page.html').read_text()"
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info
