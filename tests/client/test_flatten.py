@@ -117,6 +117,13 @@ def test_tensors_without_plain_bytes_are_refused(tensor: torch.Tensor, words: st
         check_tensor(("a", "b"), tensor)
 
 
+@pytest.mark.filterwarnings("ignore")  # torch may be about to give them up
+def test_a_quantised_tensor_is_refused_with_what_to_give_instead() -> None:
+    tensor = torch.quantize_per_tensor(torch.ones(2), 0.1, 10, torch.quint8)
+    with pytest.raises(StateError, match=r"^a/b: a quantised tensor \(torch.quint8\): give int_repr"):
+        check_tensor(("a", "b"), tensor)
+
+
 def test_only_tensors_and_stateful_objects_are_states() -> None:
     assert state_of("t", tensor := torch.ones(1)) is tensor
     assert state_of("m", torch.nn.Linear(1, 1)).keys() == {"weight", "bias"}  # type: ignore[attr-defined]  # a dict

@@ -1,5 +1,6 @@
 """torch's checkpoints on real daemons as on any storage: what torch's own tests of back ends ask, in one process.
 
+Written anew after them: torch's wheel does not hold those tests, so they don't run themselves.
 Left out, since they ask for files: their names, their number per rank, threads that write them, compression of them,
 `fsspec` paths, consolidation into one safetensors file, and metadata of each rank's own (`use_collectives=False`, which
 is refused by name).

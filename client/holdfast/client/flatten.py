@@ -148,7 +148,11 @@ def check_tensor(path: Path, tensor: torch.Tensor) -> None:
     where = show_path(path)
     if as_dtensor(tensor) is None and is_traceable_wrapper_subclass(tensor):
         raise StateError(f"{where}: a {type(tensor).__name__} has no plain bytes: unwrap it in state_dict()")
-    if tensor.layout != torch.strided or tensor.is_quantized:
+    if tensor.is_quantized:
+        raise StateError(
+            f"{where}: a quantised tensor ({tensor.dtype}): give int_repr(), scale and zero point in state_dict()"
+        )
+    if tensor.layout != torch.strided:
         raise StateError(f"{where}: expected a dense tensor, found {tensor.layout}: convert it in state_dict()")
     if tensor.device.type == "meta":
         raise StateError(f"{where}: is on the meta device and has no bytes yet: materialise it first")
