@@ -152,11 +152,10 @@ class LocalCluster:
         """The node is lost: keeper, worker, and with them all memory."""
         keeper = self.keepers.pop(node, None)
         deadline_s = time.monotonic() + DEADLINE_S
-        # A worker brings its keeper back, and a keeper its worker. Two looks: one made by somebody who has died
-        # since may be missing in the list of processes that a look begins with.
-        while left := self.processes(node) or self.processes(node):
+        # A worker brings its keeper back at once, and a keeper its worker after a pause: so workers go first.
+        while left := self.processes(node):
             assert time.monotonic() < deadline_s, left
-            for pid in left:
+            for pid in sorted(left, key=self.is_worker, reverse=True):
                 _kill(pid)
             if keeper is not None:
                 keeper.poll()

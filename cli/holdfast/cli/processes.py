@@ -12,6 +12,7 @@ from pathlib import Path
 
 END_S = 10.0  # a killed process is gone within milliseconds; longer means that it hangs in the kernel
 _LOOK_S = 0.02
+_KEEPER = "holdfast.daemon.keeper"
 _ENVIRONMENT_BYTES_MAX = 2 << 20  # the kernel's own limit for arguments and environment together
 _ARGUMENTS_BYTES_MAX = 64 << 10  # of one command line that are looked at; ours are shorter than 4 KiB
 
@@ -81,9 +82,9 @@ def kill_all_using(path: Path) -> list[int]:
         The processes that were still there after `END_S`; empty if all is well.
     """
     deadline_s = time.monotonic() + END_S
-    # Two looks: one that was made by somebody who has died since may be missing in the list that a look begins with.
-    while left := using(path) or using(path):
-        kill(left)
+    while left := using(path):
+        # A worker brings its keeper back at once, a keeper its worker only after a pause: so keepers go last.
+        kill(sorted(left, key=lambda pid: _KEEPER in arguments(pid)))
         if time.monotonic() > deadline_s:
             return left
         time.sleep(_LOOK_S)
