@@ -1,6 +1,7 @@
 """Parity that is wrong although all digests are right is found by comparing fingerprints, and encoded anew."""
 
 import pytest
+from holdfast.daemon.core.agreement import Agreement
 from holdfast.daemon.core.health import Resting
 from sim.rot import PERIOD_S, RestingCluster
 
@@ -44,3 +45,10 @@ def test_a_group_that_is_not_whole_compares_nothing_and_goes_on_later() -> None:
     assert not rot.is_right()
     rot.cluster.machines[2].boot()
     rot.wait(rot.is_right, 4 * PERIOD_S)
+
+
+def test_an_answer_to_a_question_that_was_replaced_is_dropped() -> None:
+    agreement = Agreement.__new__(Agreement)
+    agreement.asked = {}
+    agreement.read(-1, (), (b"x" * 8,))
+    assert agreement.asked == {}

@@ -180,7 +180,9 @@ class Agreement:
 
     def read(self, ticket: int, bad: tuple[Resting, ...], fingerprints: tuple[bytes, ...]) -> None:
         """Own chunks were read for a comparison."""
-        asker, stripes, batch = self.asked.pop(ticket, (None, (), ()))
+        if ticket not in self.asked:
+            return  # the same node has asked for other stripes meanwhile
+        asker, stripes, batch = self.asked.pop(ticket)
         slot = self.repair.slot()
         if slot is None or slot.snapshot is None or slot.geometry is None:
             return
