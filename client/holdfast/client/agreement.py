@@ -1,5 +1,6 @@
 """What the ranks of a job tell each other at a plan or a restore, and whether they agree."""
 
+from pathlib import Path
 from typing import Literal
 
 import msgspec
@@ -30,18 +31,28 @@ class Part(msgspec.Struct):
     copy: str = ""  # the durable copy that is restored instead
     copy_step: int = 0
 
-    def offer(self, answer: RestoreAnswer) -> None:
-        """Name the durable copy that is to be restored instead of what the cluster found in memory, if there is one."""
+    def offer(self, answer: RestoreAnswer) -> str:
+        """Name the durable copy that is to be restored instead of what the cluster found in memory, if there is one.
+
+        Returns:
+            What is to be said: a job must not begin from nothing only because its copies can't be seen from here.
+        """
         try:
             chosen = choose(answer)
         except OSError as error:
             self.problem = f"{self.problem or 'memory holds nothing'}; durable copies can't be read either: {error}"
             self.fatal = True
-            return
+            return ""
         if chosen is not None:
             self.copy, self.copy_step = str(chosen.path), chosen.step
         elif answer.problem and answer.durable_dir:
             self.problem += f"; {answer.durable_dir} has no durable copy of the job either"
+        elif answer.snapshot is None and answer.durable_dir and not Path(answer.durable_dir).is_dir():
+            return (
+                f"memory holds nothing of job {self.job}, and {answer.durable_dir} (durable.dir) is no directory on "
+                "rank 0's host: if copies of the job exist, mount it there and start again; else nothing is wrong"
+            )
+        return ""
 
 
 def exchange(ranks: Ranks, part: Part, kind: Literal["plan", "restore", "done"]) -> list[Part]:

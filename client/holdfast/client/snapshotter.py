@@ -221,8 +221,8 @@ class Snapshotter:
                 part.problem, part.fatal = answer.problem, bool(answer.problem)
                 if answer.warning:
                     self._say(answer.warning)
-                if not begin_fresh:
-                    part.offer(answer)
+                if not begin_fresh and (text := part.offer(answer)):
+                    self._say(text)
         except HoldfastError as error:
             part.problem = str(error)
         return part

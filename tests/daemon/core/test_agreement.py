@@ -1,8 +1,8 @@
 """Parity that is wrong although all digests are right is found by comparing fingerprints, and encoded anew."""
 
 import pytest
-from holdfast.daemon.core.agreement import Agreement
 from holdfast.daemon.core.health import Resting
+from holdfast.protocol.health import WantFingerprints
 from sim.rot import PERIOD_S, RestingCluster
 
 
@@ -48,7 +48,18 @@ def test_a_group_that_is_not_whole_compares_nothing_and_goes_on_later() -> None:
 
 
 def test_an_answer_to_a_question_that_was_replaced_is_dropped() -> None:
-    agreement = Agreement.__new__(Agreement)
-    agreement.asked = {}
-    agreement.read(-1, (), (b"x" * 8,))
-    assert agreement.asked == {}
+    rot = RestingCluster(parity=1)
+    rot.pass_time(PERIOD_S)  # the running comparison is over, and the next one far
+    slot, worker = rot.slot(0), rot.cluster.machines[0].worker
+    assert slot is not None
+    assert slot.snapshot is not None
+    assert worker is not None
+    agreement = worker.node.jobs["a"].healing.agreement
+    wanted = WantFingerprints("a", slot.snapshot, (0, 1))
+    agreement.wanted(1, wanted)
+    (first,) = [ticket for ticket, (asker, _, _) in agreement.asked.items() if asker == 1]
+    agreement.wanted(1, wanted)  # before the first has been read
+    (second,) = [ticket for ticket, (asker, _, _) in agreement.asked.items() if asker == 1]
+    assert second != first
+    agreement.read(first, (), (b"x" * 256, b"x" * 256))
+    assert second in agreement.asked, "the newer question is still to be answered"

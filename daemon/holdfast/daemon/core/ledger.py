@@ -45,6 +45,7 @@ class LedgerRecord(msgspec.Struct, frozen=True):
     incarnation: int
     worker_session: int
     jobs: tuple[JobRecord, ...] = ()
+    incarnations: tuple[int, ...] = ()  # the highest heard of each node, so that one that is superseded stays refused
 
 
 _decoder = msgspec.msgpack.Decoder(LedgerRecord)

@@ -67,7 +67,7 @@ class Node:
         )
         self.clients: set[int] = set()
         self.heartbeat_ns = 0
-        self.written: LedgerRecord | None = None
+        self.written: tuple[object, ...] | None = None
 
     # --- the one door ---
 
@@ -101,6 +101,7 @@ class Node:
     def resume(self, held: LedgerRecord, digests: Mapping[Memory, list[int]]) -> None:
         """Take up what a predecessor held; before `start`."""
         ledger_side.resume(self.registry, held, digests)
+        self.peers.resume(held.incarnations)
 
     def handle(self, event: events.Event, now_ns: int) -> list[Action]:
         """Apply one event at time `now_ns`; return what the shell must now do, in order."""
@@ -137,15 +138,15 @@ class Node:
         return self._flush()
 
     def _flush(self) -> list[Action]:
-        record = ledger_side.record(self.registry)
+        state = ledger_side.state(self.registry, self.peers)
         actions, self.ctx.actions = self.ctx.actions, []
-        if record == self.written:
+        if state == self.written:
             return actions
-        self.written = record
+        self.written = state
         # The ledger must never call a snapshot complete whose digest table is not, so the table goes first.
         tables = [action for action in actions if isinstance(action, StoreDigests)]
         others = [action for action in actions if not isinstance(action, StoreDigests)]
-        return [*tables, WriteLedger(record), *others]
+        return [*tables, WriteLedger(ledger_side.record(self.registry, self.peers)), *others]
 
     def check(self) -> None:
         """Assert every invariant; tests and the simulator call this after each event."""

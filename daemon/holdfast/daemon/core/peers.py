@@ -40,9 +40,18 @@ class Peers:
     ctx: Context
     started_ns: int
     table: dict[int, Peer] = field(init=False)
+    incarnations: tuple[int, ...] = field(init=False)  # by node, as in the table; 0: not heard yet, or this node
 
     def __post_init__(self) -> None:
+        self.incarnations = (0,) * len(self.ctx.config.nodes)
         self.table = {node: Peer(node) for node in range(len(self.ctx.config.nodes)) if node != self.ctx.node}
+
+    def resume(self, incarnations: tuple[int, ...]) -> None:
+        """Take up which incarnations a predecessor had heard: an older holder of a slot isn't believed again."""
+        for node, incarnation in enumerate(incarnations):
+            if node in self.table:
+                self.table[node].incarnation = incarnation
+        self.incarnations = incarnations or self.incarnations
 
     def start(self) -> None:
         """Dial the group; the collector's candidates follow as time shows who is silent."""
@@ -128,6 +137,7 @@ class Peers:
         lost_flight = reborn and peer.incarnation != 0
         if reborn:
             peer.incarnation, peer.heartbeat, peer.worker_session = incarnation, None, 0
+            self.incarnations = (*self.incarnations[:node], incarnation, *self.incarnations[node + 1 :])
         if message is not None:
             lost_flight = lost_flight or (0 < peer.worker_session < message.worker_session)
             if peer.worker_session not in {0, message.worker_session}:

@@ -8,13 +8,19 @@ from collections.abc import Mapping
 from holdfast.daemon.core.job import Job
 from holdfast.daemon.core.ledger import JobRecord, LedgerRecord, SlotRecord
 from holdfast.daemon.core.memory import Memory
+from holdfast.daemon.core.peers import Peers
 from holdfast.daemon.core.registry import JobParts, Registry
 from holdfast.daemon.core.slot import Phase, Slot
 from holdfast.daemon.core.transfer import Transfer
 from holdfast.protocol.ids import SnapshotId
 
 
-def record(registry: Registry) -> LedgerRecord:
+def state(registry: Registry, peers: Peers) -> tuple[object, ...]:
+    """All that a record is made of, by which a change is noticed: compared after every event, so no record is made."""
+    return registry.ctx.incarnation, peers.incarnations, [_job_state(parts.job) for parts in registry]
+
+
+def record(registry: Registry, peers: Peers) -> LedgerRecord:
     """What the ledger must say now."""
     return LedgerRecord(
         cluster=registry.ctx.config.cluster_name,
@@ -23,6 +29,7 @@ def record(registry: Registry) -> LedgerRecord:
         incarnation=registry.ctx.incarnation,
         worker_session=registry.ctx.worker_session,
         jobs=tuple(_job_record(parts.job) for parts in registry),
+        incarnations=peers.incarnations,
     )
 
 
@@ -80,6 +87,21 @@ def _resume_slot(
         slot.phase, slot.snapshot = Phase.REBUILDING, record.snapshot
         slot.digests = [digest or None for digest in digests[memory]]
         parts.rebuild.resume(slot)
+
+
+def _job_state(job: Job) -> tuple[object, ...]:
+    """What `_job_record` tells, in its order."""
+    return (
+        job.name,
+        job.attempt,
+        job.current if job.planned else None,
+        tuple(job.layouts.known),
+        job.committed,
+        job.committed_layout_id,
+        tuple(job.given_up),
+        [(slot.generation, slot.phase, slot.snapshot, slot.layout_id) for slot in job.slots],
+        job.closed,
+    )
 
 
 def _job_record(job: Job) -> JobRecord:
