@@ -1,8 +1,8 @@
 """The step hook: what a training loop calls. See `Snapshotter`.
 
 Covers the training thread's side: who the ranks are, which steps are staged, how long training may be held up, and
-what a fault does to it (it costs protection, loudly, and never the run). What waits for the daemon is in `Stager`;
-what a rank's state is, as bytes, is in `shard` and `restore`.
+what a fault does to it (it costs protection, loudly, and never the run). What waits for the daemon is in `Stager`, how
+training waits for copies in `underway`; what a rank's state is, as bytes, is in `shard` and `restore`.
 """
 
 import contextlib
@@ -10,11 +10,9 @@ import logging
 import os
 import warnings
 import weakref
-from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from dataclasses import dataclass
 from time import monotonic
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -41,6 +39,7 @@ from holdfast.client.session import RankPlan
 from holdfast.client.shard import ShardLayout
 from holdfast.client.stager import Stager
 from holdfast.client.state_errors import LayoutChangedError, RestoreMismatchError, ShardError
+from holdfast.client.underway import Staging, Underway
 from holdfast.client.updates import before_updates, weakly
 from holdfast.protocol import limits, messages
 from holdfast.protocol.cadence import is_due
@@ -52,19 +51,8 @@ log = logging.getLogger("holdfast")
 RESTORE_PATIENCE_S = 120.0  # a rebuild that shows no progress for so long has failed
 ASK_PATIENCE_S = 60.0  # the cluster's answer what to restore; it hears all nodes within seconds
 PLAN_RETRY_STEPS = 50  # steps without protection before the ranks try again to agree on a plan
-STAGED_AT_ONCE = 2  # one that a GPU is copying, and the next: the host runs ahead of the device by a step at most
 CLOSE_WAIT_S = 60.0  # for the last snapshot to commit
 _MESSAGES_MAX = 1 << 20  # bytes of one rank's part in an exchange
-
-
-@dataclass(frozen=True, slots=True)
-class _Staging:
-    """A snapshot that this rank is staging."""
-
-    snapshot: SnapshotId
-    capture: Capture
-    started: "Future[None]"  # the host has done its part of the copy, or never will
-    ended: "Future[None]"  # sealed or skipped
 
 
 class Snapshotter:
@@ -117,7 +105,7 @@ class Snapshotter:
         self._plan: RankPlan | None = None
         self._next_plan_step = 0
         self._versions = 0
-        self._staging: deque[_Staging] = deque()
+        self._underway = Underway(max_stall_s=max_stall_s)
         self._staged: SnapshotId | None = None
         self._stall_last_s = self._stall_total_s = 0.0
         self._skipped = self._staged_bytes = 0
@@ -267,9 +255,8 @@ class Snapshotter:
     def _step(self, step: int) -> None:
         if self._closed:
             raise HoldfastError("this Snapshotter is closed; make a new one")
-        self._let_change()
-        while len(self._staging) >= STAGED_AT_ONCE:
-            self._end(self._staging.popleft())
+        self._tell(self._underway.let_change())
+        self._tell(self._underway.make_room())
         if self._plan is None and not self._make_plan(step):
             return
         assert self._plan is not None
@@ -289,9 +276,9 @@ class Snapshotter:
         self._staged, self._staged_bytes = snapshot, layout.shard_bytes
         started: Future[None] = Future()
         ended = self._stager.submit(lambda: self._stager.stage(snapshot, capture, deadline_s, started))
-        self._staging.append(_Staging(snapshot, capture, started, ended))
+        self._underway.add(Staging(snapshot, capture, started, ended))
         if self._blocking:
-            self._end_all()
+            self._tell(self._underway.end_all())
 
     def _capture(self, step: int) -> Capture | None:
         assert self._layout is not None
@@ -305,49 +292,16 @@ class Snapshotter:
                 return None
             return self._layout.capture()
         except ShardError as error:
-            self._skipped += 1
-            self._fault(error)
+            self._tell([error])
             return None
 
     def before_update(self) -> None:
         """Returns when the state may change again. The optimizers' step pre-hook calls it."""
         started_s = monotonic()
-        self._let_change()
+        self._tell(self._underway.let_change())
         waited_s = monotonic() - started_s
         self._stall_last_s += waited_s
         self._stall_total_s += waited_s
-
-    def _let_change(self) -> None:
-        """Make the state free to change: the host waits for what it copies itself, devices wait for their own copies.
-
-        A fault of an earlier snapshot is told here, once it is known.
-        """
-        waiting = list(self._staging)
-        for staging in waiting:
-            if not staging.capture.on_host:
-                with contextlib.suppress(FutureTimeoutError):
-                    staging.started.result(timeout=self._max_stall_s + 1.0)
-                staging.capture.hold_updates()
-            if staging.capture.on_host or staging.ended.done():
-                self._staging.remove(staging)
-                self._end(staging)
-
-    def _end_all(self) -> None:
-        while self._staging:
-            self._end(self._staging.popleft())
-
-    def _end(self, staging: _Staging) -> None:
-        """Wait until a snapshot is sealed or skipped."""
-        try:
-            # The thread keeps the bound itself; the slack covers a copy that is under way when the bound passes.
-            staging.ended.result(timeout=self._max_stall_s + 1.0)
-        except FutureTimeoutError:
-            self._skipped += 1
-            # The copy goes on into a slot that nobody will seal: its version check finds the update that happens now.
-            self._fault(SnapshotSkippedError(f"{staging.snapshot} is skipped: not staged within {self._max_stall_s} s"))
-        except SnapshotSkippedError as error:
-            self._skipped += 1
-            self._fault(error)
 
     # --- the plan ---
 
@@ -411,7 +365,7 @@ class Snapshotter:
             CommitTimeoutError: it isn't within `timeout_s`.
             SnapshotSkippedError: it was skipped or given up and can't commit any more.
         """
-        self._end_all()
+        self._tell(self._underway.end_all())
         wanted = self._staged if step is None else SnapshotId(self._attempt or 0, step)
         if wanted is None:
             return
@@ -485,6 +439,13 @@ class Snapshotter:
             self._release()  # an exception in the loop: don't hold it up for a commit
 
     # --- faults ---
+
+    def _tell(self, skipped: Iterable[Exception]) -> None:
+        """Snapshots came to nothing: count them, and tell why."""
+        errors = list(skipped)
+        self._skipped += len(errors)
+        for error in errors:
+            self._fault(error)
 
     def _fault(self, error: Exception) -> None:
         if self._strict:
