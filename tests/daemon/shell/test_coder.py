@@ -10,9 +10,9 @@ from holdfast.coding import CodeParams, chunk_digest, parity_matrix, select_engi
 from holdfast.daemon.core import actions, events
 from holdfast.daemon.core.memory import ChunkKey, Memory, Sizes
 from holdfast.daemon.shell.arena import ArenaMemory, SlotMemory
+from holdfast.daemon.shell.bulk import BulkPlane
 from holdfast.daemon.shell.coder import Coder
 from holdfast.daemon.shell.keeping import KeeperLink
-from holdfast.daemon.shell.network import BulkPlane
 from holdfast.protocol.ids import SnapshotId
 
 CHUNK_BYTES, CHUNKS, PARITY_CHUNKS = 4096, 37, 5

@@ -18,7 +18,7 @@ from holdfast.coding import CodeParams, Engine, chunk_digest, parity_matrix, sca
 from holdfast.daemon.core import actions, events
 from holdfast.daemon.core.memory import ChunkKey
 from holdfast.daemon.shell.arena import ArenaMemory
-from holdfast.daemon.shell.network import BulkPlane, Outgoing
+from holdfast.daemon.shell.bulk import BulkPlane, Outgoing
 from holdfast.protocol.exit_codes import ExitCode
 
 log = logging.getLogger(__name__)

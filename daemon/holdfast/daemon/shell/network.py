@@ -1,31 +1,21 @@
-"""ZeroMQ: the control plane, the bulk plane and the trainers' messages. The one file of the daemon that imports zmq.
+"""ZeroMQ: the control plane, the trainers' messages, and the sockets of chunks. The one daemon file that imports zmq.
 
 Covers sockets, keys and framing. Every frame is checked here (size, form, cluster, epoch, and that the key belongs to
 the node that it claims) before the core hears of it; what fails is refused by name and never raises further.
 
 Control: each node sends on a DEALER of its own to each peer's ROUTER, under CURVE; a ROUTER answers on the same
-connection only to refuse. Bulk: PUSH to the peer's PULL, one header frame and one raw frame, sent straight from the
-arena. Trainers: a ROUTER on an ipc endpoint; a message counts only under a token that the Unix socket handed out.
-
-Threads: `ControlPlane` lives on the loop's thread, `BulkPlane` runs its own.
+connection only to refuse. Trainers: a ROUTER on an ipc endpoint; a message counts only under a token that the Unix
+socket handed out. All on the loop's thread. The sockets of the bulk plane are made here and run in `shell.bulk`.
 """
 
 import contextlib
 import logging
-import os
-import queue
-import threading
 import time
-from collections import deque
-from collections.abc import Callable, Container
-from dataclasses import dataclass
+from collections.abc import Container, Sequence
 
 import zmq
 import zmq.utils.z85
-from holdfast.coding import chunk_digest
 from holdfast.daemon.core import events
-from holdfast.daemon.core.memory import ChunkKey
-from holdfast.daemon.core.protect import key_of
 from holdfast.daemon.shell.keys import Keys, reread
 from holdfast.protocol import frames, limits, messages
 from holdfast.protocol.config import ClusterConfig, config_digest
@@ -33,15 +23,14 @@ from holdfast.protocol.exit_codes import ExitCode, OperatorError
 from zmq.utils.monitor import recv_monitor_message
 
 Context = zmq.Context[zmq.Socket[bytes]]
+Frame = zmq.Frame
 Poller = zmq.Poller
-READABLE = zmq.POLLIN
+Socket = zmq.Socket[bytes]
+READABLE, WRITABLE = zmq.POLLIN, zmq.POLLOUT
 log = logging.getLogger(__name__)
 
 _ZAP_DOMAIN = b"holdfast"
 _HWM_FRAMES = 1024  # control messages queued per peer; beyond it they are dropped and repaired by heartbeats
-_BULK_HWM_FRAMES = 2 * limits.CHUNK_CREDITS * limits.JOB_COUNT_MAX + limits.SUMS_HELD_COUNT_MAX
-_PORT_LOOK_MS = 20  # between two looks for the bulk port of a peer that has not said it yet
-_FRAMES_HELD_MAX = 4096  # received chunks that wait for their stripe; credits keep it far below
 _TURN_FRAMES_MAX = 256  # frames taken from one socket per turn, so that none starves the others
 _SLACK_BYTES = 64 << 10
 _REREAD_S = 2.0  # between two looks into the keys folder: strangers who knock cost no more than that
@@ -68,6 +57,43 @@ def _set_tcp(socket: zmq.Socket[bytes]) -> None:
 
 def _endpoint(host: str, port: int) -> str:
     return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
+
+
+def bulk_pull(context: Context, host: str, *, frame_bytes_max: int) -> tuple[Socket, int]:
+    """A socket that receives chunks on a free port of `host`, and the port."""
+    pull = context.socket(zmq.PULL)
+    _set_tcp(pull)
+    pull.setsockopt(zmq.RCVHWM, limits.CHUNK_CREDITS)
+    pull.setsockopt(zmq.MAXMSGSIZE, frame_bytes_max + _SLACK_BYTES)
+    pull.bind(_endpoint(host, 0).replace(":0", ":*"))
+    return pull, int(pull.getsockopt_string(zmq.LAST_ENDPOINT).rpartition(":")[2])
+
+
+def bulk_push(context: Context, host: str, port: int) -> Socket:
+    """A socket that sends chunks to a peer; it queues nothing for one that is away."""
+    push = context.socket(zmq.PUSH)
+    _set_tcp(push)
+    push.setsockopt(zmq.SNDHWM, limits.CHUNK_CREDITS)
+    push.setsockopt(zmq.IMMEDIATE, 1)
+    push.connect(_endpoint(host, port))
+    return push
+
+
+def try_send(socket: Socket, parts: Sequence[bytes | bytearray | memoryview]) -> bool:
+    """Send frames without copying them; False if the socket has no room now."""
+    try:
+        socket.send_multipart(parts, zmq.DONTWAIT, copy=False)
+    except zmq.Again:
+        return False
+    return True
+
+
+def try_receive(socket: Socket) -> list[Frame] | None:
+    """The frames of one message as libzmq holds them, None if there is none."""
+    try:
+        return socket.recv_multipart(zmq.DONTWAIT, copy=False)
+    except zmq.Again:
+        return None
 
 
 class ControlPlane:
@@ -341,157 +367,3 @@ def _drain_frames(socket: zmq.Socket[bytes]) -> list[list[zmq.Frame]]:
         except zmq.Again:
             break
     return found
-
-
-@dataclass(frozen=True, slots=True)
-class Outgoing:
-    """A chunk on its way to a peer."""
-
-    node: int
-    header: messages.ChunkHeader
-    payload: memoryview
-
-
-class BulkPlane:
-    """Chunks to and from peers, on a thread of its own.
-
-    Received payloads stay in libzmq's buffers, by key, until `drop`; nothing is copied on arrival.
-    """
-
-    def __init__(
-        self,
-        config: ClusterConfig,
-        node: int,
-        context: Context,
-        report: Callable[[events.Event], None],
-    ) -> None:
-        self._config, self._context, self._report = config, context, report
-        self._pull = context.socket(zmq.PULL)
-        _set_tcp(self._pull)
-        self._pull.setsockopt(zmq.RCVHWM, limits.CHUNK_CREDITS)
-        self._pull.setsockopt(zmq.MAXMSGSIZE, config.chunk_bytes + _SLACK_BYTES)
-        self._pull.bind(_endpoint(config.nodes[node].host, 0).replace(":0", ":*"))
-        self.port = int(self._pull.getsockopt_string(zmq.LAST_ENDPOINT).rpartition(":")[2])
-        self._push: dict[int, tuple[int, zmq.Socket[bytes]]] = {}
-        self._ports: dict[int, int] = {}
-        self._waiting: dict[int, deque[Outgoing]] = {}
-        self._orders: queue.SimpleQueue[Outgoing | None] = queue.SimpleQueue()
-        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._held: dict[ChunkKey, zmq.Frame] = {}
-        self._thread = threading.Thread(target=self._run, name="bulk", daemon=True)
-
-    def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
-
-    def peer_port(self, node: int, port: int) -> None:
-        """A peer's bulk port, as its heartbeat says; a new one means a new worker there."""
-        self._ports[node] = port
-
-    def send(self, outgoing: Outgoing) -> None:
-        """Queue a chunk. Callable from any thread; credits bound how many are queued."""
-        self._orders.put(outgoing)
-        os.eventfd_write(self._wake, 1)
-
-    def payload(self, key: ChunkKey) -> memoryview | None:
-        """The bytes of a received chunk, valid while the caller holds the view."""
-        frame = self._held.get(key)
-        return None if frame is None else frame.buffer
-
-    def drop(self, keys: tuple[ChunkKey, ...]) -> None:
-        """Release received chunks."""
-        for key in keys:
-            self._held.pop(key, None)
-
-    def _run(self) -> None:
-        poller = zmq.Poller()
-        poller.register(self._pull, zmq.POLLIN)
-        poller.register(self._wake, zmq.POLLIN)
-        while True:
-            full = [self._push[node][1] for node, waiting in self._waiting.items() if waiting and node in self._push]
-            for socket in full:
-                poller.register(socket, zmq.POLLOUT)
-            ready = dict(poller.poll(_PORT_LOOK_MS if any(self._waiting.values()) else 1000))
-            for socket in full:
-                poller.unregister(socket)
-            if self._wake in ready:
-                os.eventfd_read(self._wake)
-            while not self._orders.empty():
-                order = self._orders.get()
-                if order is None:
-                    self._close()
-                    return
-                self._waiting.setdefault(order.node, deque()).append(order)
-                del order  # it holds the arena's memory, which must be free when the core says so
-            for node, waiting in self._waiting.items():
-                self._send_waiting(node, waiting)
-            if self._pull in ready:
-                self._receive()
-
-    def _send_waiting(self, node: int, waiting: deque[Outgoing]) -> None:
-        if len(waiting) > _BULK_HWM_FRAMES:  # a peer that is away; the core sends again what still matters
-            waiting.clear()
-        socket = self._socket_to(node)
-        while waiting and socket is not None:
-            try:
-                socket.send_multipart([frames.encode(waiting[0].header), waiting[0].payload], zmq.DONTWAIT, copy=False)
-            except zmq.Again:
-                return
-            waiting.popleft()
-
-    def _socket_to(self, node: int) -> zmq.Socket[bytes] | None:
-        port = self._ports.get(node)
-        if port is None:
-            return None
-        known = self._push.get(node)
-        if known is not None and known[0] == port:
-            return known[1]
-        if known is not None:
-            known[1].close(0)
-        socket = self._context.socket(zmq.PUSH)
-        _set_tcp(socket)
-        socket.setsockopt(zmq.SNDHWM, limits.CHUNK_CREDITS)
-        socket.setsockopt(zmq.IMMEDIATE, 1)
-        socket.connect(_endpoint(self._config.nodes[node].host, port))
-        self._push[node] = (port, socket)
-        return socket
-
-    def _receive(self) -> None:
-        for _ in range(_TURN_FRAMES_MAX):
-            try:
-                parts = self._pull.recv_multipart(zmq.DONTWAIT, copy=False)
-            except zmq.Again:
-                return
-            self._accept(parts)
-
-    def _accept(self, parts: list[zmq.Frame]) -> None:
-        try:
-            if len(parts) != 2 or len(parts[1]) != self._config.chunk_bytes:
-                sizes = [len(part) for part in parts][:8]
-                raise frames.FrameRefusedError(
-                    "malformed",
-                    f"expected a header and {self._config.chunk_bytes} bytes, found frames of {sizes} bytes",
-                )
-            header = frames.decode_header(parts[0].bytes, cluster=self._config.cluster_name, epoch=self._config.epoch)
-        except frames.FrameRefusedError as refusal:
-            self._report(events.PeerRefused(None, refusal.code, f"on the bulk plane: {refusal.text}", by_us=True))
-            return
-        key = key_of(header)
-        if len(self._held) >= _FRAMES_HELD_MAX:
-            log.warning("chunk %s dropped: %d received chunks wait already", key, len(self._held))
-            return
-        digest = chunk_digest(parts[1].buffer)
-        self._held.setdefault(key, parts[1])
-        self._report(events.ChunkArrived(header, digest))
-
-    def _close(self) -> None:
-        self._pull.close(0)
-        for _, socket in self._push.values():
-            socket.close(0)
-        os.close(self._wake)
-
-    def stop(self) -> None:
-        """End the thread and close its sockets."""
-        self._orders.put(None)
-        os.eventfd_write(self._wake, 1)
-        self._thread.join(timeout=5.0)

@@ -17,8 +17,8 @@ from holdfast.coding import CodeParams, Engine, chunk_digest, decode_matrix, par
 from holdfast.daemon.core import actions, events
 from holdfast.daemon.core.health import Resting
 from holdfast.daemon.shell.arena import ArenaMemory, SlotMemory
+from holdfast.daemon.shell.bulk import BulkPlane
 from holdfast.daemon.shell.drilling import drill
-from holdfast.daemon.shell.network import BulkPlane
 from holdfast.protocol.config import ClusterConfig
 from holdfast.protocol.exit_codes import ExitCode
 

@@ -27,6 +27,7 @@ from holdfast.daemon.core.node import Node
 from holdfast.daemon.keeper import RESTART_EXIT
 from holdfast.daemon.shell import network
 from holdfast.daemon.shell.arena import ArenaMemory
+from holdfast.daemon.shell.bulk import BulkPlane, Outgoing
 from holdfast.daemon.shell.coder import Coder, coding_threads
 from holdfast.daemon.shell.copying import Copier
 from holdfast.daemon.shell.door import Door
@@ -34,7 +35,7 @@ from holdfast.daemon.shell.keeping import KeeperLink, LedgerMemory
 from holdfast.daemon.shell.keys import Keys, load_keys
 from holdfast.daemon.shell.machine import MachineMemory
 from holdfast.daemon.shell.metrics import Meters
-from holdfast.daemon.shell.network import READABLE, BulkPlane, ControlPlane, Outgoing, Poller, public_key_of
+from holdfast.daemon.shell.network import READABLE, ControlPlane, Poller, public_key_of
 from holdfast.daemon.shell.pages import Pages, StatusRequests
 from holdfast.daemon.shell.records import RecordFiles
 from holdfast.daemon.shell.scrubber import Scrubber
