@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 from holdfast.client.errors import SnapshotSkippedError
+from holdfast.client.stager import Marks
+from holdfast.client.stalls import Stalls
 from holdfast.client.underway import SLACK_S, STAGED_AT_ONCE, Staging, Underway
 from holdfast.protocol.ids import SnapshotId
 
@@ -22,11 +24,11 @@ def done(error: Exception | None = None) -> "Future[None]":
 def staging(step: int, *, on_host: bool, started: "Future[None]", ended: "Future[None]") -> tuple[Staging, list[str]]:
     called: list[str] = []
     capture: Any = SimpleNamespace(on_host=on_host, hold_updates=lambda: called.append("hold"))
-    return Staging(SnapshotId(1, step), capture, started, ended), called
+    return Staging(SnapshotId(1, step), capture, Marks(started=started), ended), called
 
 
 def test_what_the_host_copies_is_waited_for_and_then_forgotten() -> None:
-    underway = Underway(max_stall_s=5.0)
+    underway = Underway(Stalls(), max_stall_s=5.0)
     one, called = staging(1, on_host=True, started=done(), ended=done(SnapshotSkippedError("torn")))
     underway.add(one)
     assert [str(problem) for problem in underway.let_change()] == ["torn"]
@@ -35,7 +37,7 @@ def test_what_the_host_copies_is_waited_for_and_then_forgotten() -> None:
 
 
 def test_what_a_device_copies_holds_the_update_on_the_device_and_goes_on() -> None:
-    underway = Underway(max_stall_s=5.0)
+    underway = Underway(Stalls(), max_stall_s=5.0)
     ended: Future[None] = Future()
     one, called = staging(1, on_host=False, started=done(), ended=ended)
     underway.add(one)
@@ -47,7 +49,7 @@ def test_what_a_device_copies_holds_the_update_on_the_device_and_goes_on() -> No
 
 
 def test_room_is_made_by_the_oldest_and_all_end_in_order() -> None:
-    underway = Underway(max_stall_s=5.0)
+    underway = Underway(Stalls(), max_stall_s=5.0)
     for step in range(STAGED_AT_ONCE + 1):
         one, _ = staging(step, on_host=False, started=done(), ended=done(SnapshotSkippedError(f"step {step}")))
         underway.add(one)
@@ -56,7 +58,7 @@ def test_room_is_made_by_the_oldest_and_all_end_in_order() -> None:
 
 
 def test_nobody_is_waited_for_beyond_the_bound() -> None:
-    underway = Underway(max_stall_s=-SLACK_S)  # the bound has passed
+    underway = Underway(Stalls(), max_stall_s=-SLACK_S)  # the bound has passed
     one, _ = staging(3, on_host=True, started=done(), ended=Future())
     underway.add(one)
     (problem,) = underway.let_change()
@@ -64,7 +66,7 @@ def test_nobody_is_waited_for_beyond_the_bound() -> None:
 
 
 def test_what_else_goes_wrong_is_raised() -> None:
-    underway = Underway(max_stall_s=5.0)
+    underway = Underway(Stalls(), max_stall_s=5.0)
     one, _ = staging(1, on_host=True, started=done(), ended=done(MemoryError("none left")))
     underway.add(one)
     with pytest.raises(MemoryError, match="none left"):

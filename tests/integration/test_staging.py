@@ -6,6 +6,8 @@ And the trainer's process is left as it was: after an exception, in forked child
 import gc
 import multiprocessing as mp
 import threading
+import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,8 +15,10 @@ import torch
 from holdfast.client import SnapshotSkippedError, Snapshotter
 from holdfast.client.capture import Capture
 from holdfast.client.state_hash import hash_state
-from local_cluster import LocalCluster
+from local_cluster import LocalCluster, free_ports, until
 from torch import nn
+
+MakeCluster = Callable[..., LocalCluster]
 
 
 class Run:
@@ -95,6 +99,33 @@ def test_blocking_has_copied_before_it_returns(cluster: LocalCluster) -> None:
             run.change_everything()
             snapshotter.wait(timeout_s=20)
     assert restored(cluster, "blocking") == (2, wanted)
+
+
+def test_the_parts_of_a_stall_add_up_and_the_daemon_hears_of_it(make_cluster: MakeCluster) -> None:
+    (port,) = free_ports(1)
+    cluster = make_cluster(nodes=1, parity=0, settings=("[http]", f'address = "127.0.0.1:{port}"'))
+    cluster.start()
+    run, steps = Run(8), 4
+    snapshotter = Snapshotter(run.state, job="stalls", socket=cluster.socket(0), on_error="raise")
+    for step in range(steps):
+        snapshotter.step(step)
+        run.step()
+        stats = snapshotter.stats()
+        for which in ("last", "total"):
+            assert sum(stats["stall_parts_s"][which].values()) == pytest.approx(stats["stall_s"][which], abs=1e-9)
+    total = stats["stall_parts_s"]["total"]
+    assert min(total[part] for part in ("slot", "copy", "plan", "capture", "enqueue")) > 0, total
+    assert stats["stall_parts_s"]["last"]["plan"] == 0
+    snapshotter.close()
+
+    def counted() -> dict[str, float]:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=20) as answer:
+            lines = answer.read().decode().splitlines()
+        samples = (line.rpartition(" ") for line in lines if line.startswith("holdfast_stall_seconds_"))
+        return {name: float(value) for name, _, value in samples}
+
+    until(lambda: counted().get('holdfast_stall_seconds_count{job="stalls"}') == steps + 1, "every stall was told")
+    assert counted()['holdfast_stall_seconds_sum{job="stalls"}'] == pytest.approx(stats["stall_s"]["total"], rel=0.01)
 
 
 def test_updates_wait_for_the_copy_and_what_forward_changes_was_copied_at_once(cluster: LocalCluster) -> None:

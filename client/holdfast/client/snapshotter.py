@@ -11,7 +11,6 @@ import os
 import warnings
 import weakref
 from collections.abc import Iterable, Mapping
-from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from time import monotonic
 from types import TracebackType
@@ -37,7 +36,8 @@ from holdfast.client.ranks import Ranks
 from holdfast.client.restore import device_of, restore_into
 from holdfast.client.session import RankPlan
 from holdfast.client.shard import ShardLayout
-from holdfast.client.stager import Stager
+from holdfast.client.stager import Marks, Stager
+from holdfast.client.stalls import Stalls
 from holdfast.client.state_errors import LayoutChangedError, RestoreMismatchError, ShardError
 from holdfast.client.underway import Staging, Underway
 from holdfast.client.updates import before_updates, weakly
@@ -105,9 +105,9 @@ class Snapshotter:
         self._plan: RankPlan | None = None
         self._next_plan_step = 0
         self._versions = 0
-        self._underway = Underway(max_stall_s=max_stall_s)
+        self._stalls = Stalls()
+        self._underway = Underway(self._stalls, max_stall_s=max_stall_s)
         self._staged: SnapshotId | None = None
-        self._stall_last_s = self._stall_total_s = 0.0
         self._skipped = self._staged_bytes = 0
         self._restore_s: dict[str, float] = {}
         self._said: set[str] = set()
@@ -245,12 +245,11 @@ class Snapshotter:
 
     def step(self, step: int) -> None:
         """Tell that `step` is done: its snapshot is staged in the background. Call it after the scheduler's step."""
-        started_s = monotonic()
+        self._stalls.begin(step=True)
         try:
             self._step(step)
         finally:
-            self._stall_last_s = monotonic() - started_s
-            self._stall_total_s += self._stall_last_s
+            self._stalls.end()
 
     def _step(self, step: int) -> None:
         if self._closed:
@@ -264,21 +263,28 @@ class Snapshotter:
         due = is_due(step, self._plan.layout, self._stager.cadences(self._plan.attempt))
         if not due and not (first and not self._plan.layout.is_due(step) and self._make_plan(step)):
             return  # the first step of all is always due: a plan made at the restore could not know its number
-        capture = self._capture(step)
+        with self._stalls.part("capture"):
+            capture = self._capture(step)
         if capture is None:
             return
-        plan, layout = self._plan, self._layout
-        assert layout is not None
         if self._attempt is None:
             return
+        with self._stalls.part("enqueue"):
+            self._stage(step, capture)
+        if self._blocking:
+            self._tell(self._underway.end_all())
+
+    def _stage(self, step: int, capture: Capture) -> None:
+        """Hand a snapshot to the staging thread."""
+        plan, layout = self._plan, self._layout
+        assert plan is not None
+        assert layout is not None
         snapshot = SnapshotId(plan.attempt, step)
         deadline_s = monotonic() + self._max_stall_s
         self._staged, self._staged_bytes = snapshot, layout.shard_bytes
-        started: Future[None] = Future()
-        ended = self._stager.submit(lambda: self._stager.stage(snapshot, capture, deadline_s, started))
-        self._underway.add(Staging(snapshot, capture, started, ended))
-        if self._blocking:
-            self._tell(self._underway.end_all())
+        marks, stall_ns = Marks(), int(self._stalls.take_untold_s() * 1e9)
+        ended = self._stager.submit(lambda: self._stager.stage(snapshot, capture, deadline_s, marks, stall_ns=stall_ns))
+        self._underway.add(Staging(snapshot, capture, marks, ended))
 
     def _capture(self, step: int) -> Capture | None:
         assert self._layout is not None
@@ -297,11 +303,11 @@ class Snapshotter:
 
     def before_update(self) -> None:
         """Returns when the state may change again. The optimizers' step pre-hook calls it."""
-        started_s = monotonic()
-        self._tell(self._underway.let_change())
-        waited_s = monotonic() - started_s
-        self._stall_last_s += waited_s
-        self._stall_total_s += waited_s
+        self._stalls.begin(step=False)
+        try:
+            self._tell(self._underway.let_change())
+        finally:
+            self._stalls.end()
 
     # --- the plan ---
 
@@ -309,6 +315,10 @@ class Snapshotter:
         """Agree with the other ranks on who stages what, from `step` on. A collective; tells whether it worked."""
         if step < self._next_plan_step:
             return False
+        with self._stalls.part("plan"):
+            return self._agree(step)
+
+    def _agree(self, step: int) -> bool:
         part = Part(self._job) if self._attempt is not None else self._ask(begin_fresh=True)
         layout: ShardLayout | None = None
         try:
@@ -386,7 +396,10 @@ class Snapshotter:
         """Where this rank's snapshots stand.
 
         Keys: `staged_step`, `sealed_step`, `protected_step`, `committed_step` (steps or None), `stall_s` (`last` and
-        `total` seconds that training was held up), `staged_bytes` (of one snapshot of this rank), `skipped` (count),
+        `total` seconds that training was held up), `stall_parts_s` (the same by what it waited for: `slot`, the staging
+        thread and the daemon's room; `copy`, a snapshot under way; `plan`, the ranks' agreement and its memory;
+        `capture`, the look at the state and what is copied at once; `enqueue`, the hand-over to the staging thread;
+        `other`, the rest: they add up to `stall_s`), `staged_bytes` (of one snapshot of this rank), `skipped` (count),
         `restore_s` (seconds of the
         last restore by phase: `ask` the cluster, `open` the shard, which verifies or rebuilds it, `copy` it into the
         live state, `agree` with the other ranks; empty before), `attached`, `problem` (why protection does not work
@@ -398,7 +411,8 @@ class Snapshotter:
             "sealed_step": standing.sealed_step,
             "protected_step": standing.protected_step,
             "committed_step": standing.committed.step if standing.committed is not None else None,
-            "stall_s": {"last": self._stall_last_s, "total": self._stall_total_s},
+            "stall_s": {"last": self._stalls.last_s, "total": self._stalls.total_s},
+            "stall_parts_s": self._stalls.parts(),
             "staged_bytes": self._staged_bytes,
             "skipped": self._skipped,
             "restore_s": dict(self._restore_s),
@@ -423,8 +437,9 @@ class Snapshotter:
         self._dropped.detach()
         for hook in self._hooks:
             hook.remove()
+        stall_ns = int(self._stalls.take_untold_s() * 1e9)
         with contextlib.suppress(HoldfastError, FutureTimeoutError):  # the daemon sees the connection end anyway
-            self._stager.submit(self._stager.leave).result(timeout=1.0)
+            self._stager.submit(lambda: self._stager.leave(stall_ns=stall_ns)).result(timeout=1.0)
         self._stager.stop(timeout_s=self._max_stall_s)
 
     def __enter__(self) -> Self:

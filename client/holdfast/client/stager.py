@@ -10,7 +10,7 @@ import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from time import monotonic
@@ -47,6 +47,14 @@ class Standing:
     given_up: SnapshotId | None = None
     given_up_reason: str = ""
     problem: str = ""  # why protection is not working now; empty while it works
+
+
+@dataclass(frozen=True, slots=True)
+class Marks:
+    """How far the staging of one snapshot has come, for those who wait for it."""
+
+    granted: "Future[float]" = field(default_factory=Future)  # when the slot was there, by `monotonic`
+    started: "Future[None]" = field(default_factory=Future)  # the host has done its part of the copy, or never will
 
 
 class Stager:
@@ -287,28 +295,40 @@ class Stager:
             raise DaemonUnreachableError(f"the daemon on {self._path} did not make memory ready in time")
 
     def stage(
-        self, snapshot: SnapshotId, capture: Capture, deadline_s: float, started: "Future[None] | None" = None
+        self,
+        snapshot: SnapshotId,
+        capture: Capture,
+        deadline_s: float,
+        marks: Marks | None = None,
+        *,
+        stall_ns: int | None = None,
     ) -> None:
         """Get a slot, copy the shard into it, seal.
 
-        `started` is done as soon as the host has done its part of the copy, or never will.
+        Args:
+            snapshot: its name.
+            capture: the shard.
+            deadline_s: until when a slot is waited for.
+            marks: set on the way.
+            stall_ns: how long training was held up since the last snapshot, for the daemon's histogram.
 
         Raises:
             SnapshotSkippedError: the snapshot is skipped; the text says why.
         """
-        plan = self._plan
+        plan, marks = self._plan, marks or Marks()
         try:
             link = self.link
             session = link.session
             if plan is None or session.accepted is None or session.plan is not plan:
                 raise LinkLostError(self.standing.problem or "the plan is not accepted yet")
-            self._stage(link, plan, snapshot, capture, deadline_s, started)
+            link.send(messages.Begin(plan.job, snapshot, plan.role, stall_ns))
+            self._stage(link, plan, snapshot, capture, deadline_s, marks)
         except LinkLostError as error:
             self._lost(error)
             raise SnapshotSkippedError(f"{snapshot} is skipped: {error}") from error
         finally:
-            if started is not None and not started.done():
-                started.set_result(None)
+            if not marks.started.done():
+                marks.started.set_result(None)
 
     def _stage(  # one snapshot's whole story
         self,
@@ -317,10 +337,9 @@ class Stager:
         snapshot: SnapshotId,
         capture: Capture,
         deadline_s: float,
-        started: "Future[None] | None",
+        marks: Marks,
     ) -> None:
         session = link.session
-        link.send(messages.Begin(plan.job, snapshot, plan.role))
 
         def answered() -> bool:
             return snapshot in session.granted or snapshot in session.refused
@@ -333,7 +352,8 @@ class Stager:
         assert session.accepted is not None
         view = self._memory(plan.job, granted.slot, granted.generation)
         start = session.accepted.offset_bytes
-        problem = _copy(capture, view[start : start + session.accepted.shard_bytes], started)
+        marks.granted.set_result(monotonic())
+        problem = _copy(capture, view[start : start + session.accepted.shard_bytes], marks.started)
         if problem:
             self._skip(link, plan, snapshot, problem)
         link.send(messages.Seal(plan.job, snapshot, plan.role))
@@ -345,10 +365,10 @@ class Stager:
         link.send(messages.Skip(plan.job, snapshot, plan.role, reason[: limits.TEXT_CHARS_MAX]))
         raise SnapshotSkippedError(f"{snapshot} is skipped: {reason}")
 
-    def leave(self) -> None:
-        """Say goodbye."""
+    def leave(self, *, stall_ns: int | None = None) -> None:
+        """Say goodbye, and what `stage` could not tell any more."""
         if self._plan is not None and self._link is not None:
-            self._link.send(messages.Leave(self._plan.job, self._plan.role))
+            self._link.send(messages.Leave(self._plan.job, self._plan.role, stall_ns))
             self._plan = None
 
     def _memory(self, job: str, slot: int, generation: int) -> memoryview:
@@ -386,12 +406,11 @@ class Stager:
             raise
 
 
-def _copy(capture: Capture, target: memoryview, started: "Future[None] | None") -> str:
+def _copy(capture: Capture, target: memoryview, started: "Future[None]") -> str:
     """Copy a capture into its memory; returns why that failed, or nothing. Afterwards nobody writes there."""
     try:
         capture.start(target)
-        if started is not None:
-            started.set_result(None)
+        started.set_result(None)
         capture.finish()
     except ShardError as error:
         return str(error)

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 from holdfast.client.capture import Capture
 from holdfast.client.errors import SnapshotSkippedError
+from holdfast.client.stager import Marks
+from holdfast.client.stalls import Stalls
 from holdfast.protocol.ids import SnapshotId
 
 STAGED_AT_ONCE = 2  # one that a GPU is copying, and the next: the host runs ahead of the device by a step at most
@@ -24,7 +26,7 @@ class Staging:
 
     snapshot: SnapshotId
     capture: Capture
-    started: "Future[None]"  # the host has done its part of the copy, or never will
+    marks: Marks
     ended: "Future[None]"  # sealed or skipped
 
 
@@ -34,8 +36,8 @@ class Underway:
     Each method returns why snapshots that ended meanwhile were skipped: to be told.
     """
 
-    def __init__(self, *, max_stall_s: float) -> None:
-        self._max_stall_s = max_stall_s
+    def __init__(self, stalls: Stalls, *, max_stall_s: float) -> None:
+        self._stalls, self._max_stall_s = stalls, max_stall_s
         self._staging: deque[Staging] = deque()
 
     def add(self, staging: Staging) -> None:
@@ -48,7 +50,7 @@ class Underway:
         for staging in list(self._staging):
             if not staging.capture.on_host:
                 with contextlib.suppress(FutureTimeoutError):
-                    staging.started.result(timeout=self._max_stall_s + SLACK_S)
+                    self._await(staging, staging.marks.started)
                 staging.capture.hold_updates()
             if staging.capture.on_host or staging.ended.done():
                 self._staging.remove(staging)
@@ -71,7 +73,7 @@ class Underway:
 
     def _end(self, staging: Staging) -> list[SnapshotSkippedError]:
         try:
-            staging.ended.result(timeout=self._max_stall_s + SLACK_S)
+            self._await(staging, staging.ended)
         except FutureTimeoutError:
             # The copy goes on into a slot that nobody will seal: its version check finds the update that happens now.
             text = f"{staging.snapshot} is skipped: not staged within {self._max_stall_s} s"
@@ -79,3 +81,10 @@ class Underway:
         except SnapshotSkippedError as error:
             return [error]
         return []
+
+    def _await(self, staging: Staging, future: "Future[None]") -> None:
+        granted = staging.marks.granted
+        try:
+            future.result(timeout=self._max_stall_s + SLACK_S)
+        finally:
+            self._stalls.waited(granted.result() if granted.done() else None)

@@ -55,6 +55,7 @@ class Begin(Message, frozen=True):
     job: JobName
     snapshot: SnapshotId
     role: RoleNumber
+    stall_ns: Count | None = None  # how long its training was held up since its last Begin; None: it doesn't tell
 
 
 class Seal(Message, frozen=True):
@@ -79,6 +80,7 @@ class Leave(Message, frozen=True):
 
     job: JobName
     role: RoleNumber
+    stall_ns: Count | None = None  # since its last Begin
 
 
 class AskCommitted(Message, frozen=True):

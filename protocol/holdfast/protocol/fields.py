@@ -14,5 +14,9 @@ Text = Annotated[str, Meta(max_length=limits.TEXT_CHARS_MAX)]
 PackedDigests = Annotated[bytes, Meta(max_length=limits.DIGESTS_PER_MESSAGE_MAX * 8)]
 
 
-class Message(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
-    """A record with its class name as tag. Unknown tags and unknown fields are refused."""
+class Message(Struct, frozen=True, tag=True):
+    """A record with its class name as tag. Unknown tags are refused, and values out of bounds.
+
+    Unknown fields are ignored: a later version of the same protocol may say more. Whatever an older one could misread
+    without them raises the protocol's version.
+    """

@@ -11,6 +11,7 @@ from holdfast.daemon.core.memory import Memory
 from holdfast.daemon.shell.metrics import BUCKETS_S, METRICS, Meters
 from holdfast.protocol import messages
 from holdfast.protocol.ids import SnapshotId
+from msgspec import structs
 
 HELD = {"lost_bytes": 4, "rebuilt_bytes": 1}
 STATUS: dict[str, Any] = {
@@ -122,6 +123,19 @@ def test_a_wait_for_a_slot_is_from_asking_to_being_granted(meters: Meters) -> No
     meters.saw(events.ClientGone(9))
     meters.did(granted)
     assert values(meters)['holdfast_slot_wait_seconds_count{job="gpt"}'] == 1
+
+
+def test_stalls_are_what_ranks_tell_with_their_next_snapshot_or_as_they_leave(meters: Meters) -> None:
+    begin = messages.Begin(job="gpt", snapshot=SnapshotId(1, 5), role=0)
+    meters.saw(events.ClientSaid(9, begin))  # of an earlier version: it does not tell
+    assert "holdfast_stall_seconds_count" not in str(values(meters))
+    meters.saw(events.ClientSaid(9, structs.replace(begin, stall_ns=200_000)))
+    meters.saw(events.ClientSaid(9, messages.Leave(job="gpt", role=0, stall_ns=3_000_000)))
+    seen = values(meters)
+    assert seen['holdfast_stall_seconds_bucket{job="gpt",le="0.0001"}'] == 0
+    assert seen['holdfast_stall_seconds_bucket{job="gpt",le="0.00025"}'] == 1
+    assert seen['holdfast_stall_seconds_count{job="gpt"}'] == 2
+    assert seen['holdfast_stall_seconds_sum{job="gpt"}'] == pytest.approx(0.0032)
 
 
 def test_work_and_traffic_are_counted_in_bytes(meters: Meters) -> None:

@@ -19,6 +19,7 @@ from holdfast.protocol import messages
 
 VERDICTS = ("HEALTHY", "DEGRADED", "UNPROTECTED", "LOST")
 BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+STALL_BUCKETS_S = (0.0001, 0.00025, 0.0005, *BUCKETS_S)  # a good stall on a GPU is a fraction of a millisecond
 LABEL_SETS_MAX = 1024  # of one metric; jobs and refusal codes are few, and nobody else names labels
 
 # name -> (type, help). Every name that /metrics can show; dashboards and the manual are checked against it.
@@ -59,6 +60,10 @@ METRICS: dict[str, tuple[str, str]] = {
     "holdfast_refused_total": ("counter", "Frames and connections refused, by reason."),
     "holdfast_protect_seconds": ("histogram", "From a snapshot's seal to its commit."),
     "holdfast_slot_wait_seconds": ("histogram", "How long a rank waited for a slot to stage into."),
+    "holdfast_stall_seconds": (
+        "histogram",
+        "How long a rank's training was held up, per snapshot, as this node's ranks tell.",
+    ),
 }
 
 
@@ -101,8 +106,9 @@ class Meters:
             key = tuple(labels.items())
             if key not in table and len(table) >= LABEL_SETS_MAX:
                 return
-            histogram = table.setdefault(key, _Histogram([0] * (len(BUCKETS_S) + 1)))
-            histogram.counts[bisect_left(BUCKETS_S, seconds)] += 1
+            bounds_s = _buckets_of(name)
+            histogram = table.setdefault(key, _Histogram([0] * (len(bounds_s) + 1)))
+            histogram.counts[bisect_left(bounds_s, seconds)] += 1
             histogram.total += seconds
 
     # --- what the worker sees ---
@@ -114,12 +120,19 @@ class Meters:
                 self.add("holdfast_received_bytes_total", self._chunk_bytes)
             case events.PeerRefused(_, code, _, True):
                 self.add("holdfast_refused_total", reason=code)
-            case events.ClientSaid(client, messages.Begin(job)):
+            case events.ClientSaid(client, messages.Begin(job, stall_ns=stall_ns)):
                 self._begun_s[client, job] = time.monotonic()
+                self._stalled(job, stall_ns)
+            case events.ClientSaid(_, messages.Leave(job, stall_ns=stall_ns)):
+                self._stalled(job, stall_ns)
             case events.ClientGone(client):
                 self._begun_s = {key: since for key, since in self._begun_s.items() if key[0] != client}
             case _:
                 pass
+
+    def _stalled(self, job: str, stall_ns: int | None) -> None:
+        if stall_ns is not None:
+            self.observe("holdfast_stall_seconds", stall_ns / 1e9, job=job)
 
     def did(self, action: actions.Action) -> None:
         """An action was carried out."""
@@ -264,9 +277,13 @@ def resident_bytes() -> int:
     return 0
 
 
+def _buckets_of(name: str) -> tuple[float, ...]:
+    return STALL_BUCKETS_S if name == "holdfast_stall_seconds" else BUCKETS_S
+
+
 def _histogram_lines(name: str, labels: Labels, histogram: _Histogram) -> list[str]:
     lines, below = [], 0
-    for bound, count in zip((*map(str, BUCKETS_S), "+Inf"), histogram.counts, strict=True):
+    for bound, count in zip((*map(str, _buckets_of(name)), "+Inf"), histogram.counts, strict=True):
         below += count
         lines.append(f"{name}_bucket{_braces((*labels, ('le', bound)))} {below}")
     return [*lines, f"{name}_sum{_braces(labels)} {histogram.total:.10g}", f"{name}_count{_braces(labels)} {below}"]
