@@ -30,9 +30,9 @@ CHAOS_SEED ?= 1
 chaos: $(READY)
 	$(BIN)/python tests/chaos/chaos.py --minutes $(MINUTES) --seed $(CHAOS_SEED)
 
-# Loops of other libraries, killed and run again, two minutes. Installs them.
+# Loops of other libraries, killed and run again, three minutes. Installs them.
 loops-test: $(READY)
-	$(BIN)/pip install --quiet --constraint constraints.txt $(PIP_ARGS) --editable '.[lightning]'
+	$(BIN)/pip install --quiet --constraint constraints.txt $(PIP_ARGS) --editable '.[lightning,transformers]'
 	$(BIN)/python -m pytest -m loops tests/loops
 
 # The unit under a systemd of its own, two minutes. As root.

@@ -1,10 +1,8 @@
 """A Lightning training that is killed in mid-epoch goes on as if nothing had been. Run by `make loops-test`."""
 
-import json
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,17 +11,6 @@ from holdfast.cli.cluster import clean_environment
 pytestmark = pytest.mark.loops
 LOOP = Path(__file__).parents[2] / "examples" / "lightning_loop.py"
 RUN_S = 100.0  # a tenth of it on idle cores
-STOP_S = 30.0
-
-
-@pytest.fixture(scope="module")
-def sockets() -> Iterator[str]:
-    command = [sys.executable, "-m", "holdfast.cli.main", "local", "--json", "--nodes", "3", "--parity", "1"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        yield ",".join(node["socket"] for node in json.loads(process.stdout.readline())["nodes"])
-        process.terminate()
-        process.wait(STOP_S)
 
 
 def run(sockets: str, job: str, kill_at: int = -1) -> list[str]:

@@ -112,7 +112,7 @@ def read_heads(source: ShardBytes) -> list[Head]:
         MalformedShardError: a shard is not one.
         HoldfastError: bytes can't be had.
     """
-    return [_read_head(source, role, place.shard_bytes) for role, place in enumerate(source.layout.shards)]
+    return [read_head(source, role) for role in range(len(source.layout.shards))]
 
 
 def catalogue_of(heads: Sequence[Head], *, allow_pickle: bool = False) -> Catalogue:
@@ -123,7 +123,7 @@ def catalogue_of(heads: Sequence[Head], *, allow_pickle: bool = False) -> Catalo
     """
     found = Catalogue(heads)
     for role, head in enumerate(heads):
-        objects, rng = _load_objects(role, head, allow_pickle=allow_pickle)
+        objects, rng = load_objects(role, head, allow_pickle=allow_pickle)
         found.trees.append(objects)
         found.rng.append(rng)
         if head.manifest.names == (DCP_NAME,):
@@ -137,7 +137,9 @@ def catalogue_of(heads: Sequence[Head], *, allow_pickle: bool = False) -> Catalo
     return found
 
 
-def _read_head(source: ShardBytes, role: int, shard_bytes: int) -> Head:
+def read_head(source: ShardBytes, role: int) -> Head:
+    """Read what one role's shard says of itself. Raises as `read_heads` does."""
+    shard_bytes = source.layout.shards[role].shard_bytes
     guess = bytearray(min(shard_bytes, HEAD_GUESS_BYTES))
     source.read_into(role, 0, memoryview(guess))
     header = parse_header(memoryview(guess), shard_bytes=shard_bytes)
@@ -152,7 +154,12 @@ def _read_head(source: ShardBytes, role: int, shard_bytes: int) -> Head:
     return Head(header, manifest, bytes(view[header.objects_offset : objects_end]))
 
 
-def _load_objects(role: int, head: Head, *, allow_pickle: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+def load_objects(role: int, head: Head, *, allow_pickle: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+    """One shard's plain objects by the state's names, and its random generators' states.
+
+    Raises:
+        MalformedShardError: they can't be read.
+    """
     try:
         record = torch.load(io.BytesIO(head.objects), weights_only=not allow_pickle)
         objects, rng = record["objects"], record["rng"]
