@@ -99,6 +99,7 @@ class LocalCluster:
         budget: str = "256MiB",
         chunk_bytes: str = "64KiB",
         keys_dir: Path | None = None,
+        bulk: str = "digest",
         group_size: int = 8,
         settings: tuple[str, ...] = (),
     ) -> None:
@@ -113,7 +114,7 @@ class LocalCluster:
         ]  # fmt: skip
         lines += settings
         if keys_dir is not None:
-            lines += ["[security]", f'keys_dir = "{keys_dir}"']
+            lines += ["[security]", f'keys_dir = "{keys_dir}"', f'bulk = "{bulk}"']
         for node, port in zip(self.names, self.ports, strict=True):
             lines += ["[[node]]", f'name = "{node}"', f'address = "127.0.0.1:{port}"']
         self.config.write_text("\n".join(lines) + "\n")

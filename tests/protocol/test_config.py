@@ -32,6 +32,7 @@ closed_job_s = 60
 
 [security]
 keys_dir = "/etc/holdfast/keys"
+bulk = "sealed"
 
 [http]
 address = "127.0.0.1:9200"
@@ -130,6 +131,7 @@ def test_a_whole_file_is_read_and_every_origin_known() -> None:
         chunk_bytes=512 << 10,
         closed_job_s=60,
         keys_dir="/etc/holdfast/keys",
+        bulk_mode="sealed",
         http_address="127.0.0.1:9200",
         socket="/run/holdfast/{node}.sock",
         engine="numpy",
@@ -150,6 +152,17 @@ def test_a_whole_file_is_read_and_every_origin_known() -> None:
     assert {origin for name, origin in others.items() if name not in left_out} == {"file c.toml"}
     assert loaded.origins["node[0].domain"] == "default"
     assert [node.address for node in loaded.config.nodes][1] == "[fd00::2]:7000"
+
+
+def test_a_bulk_mode_is_one_of_two_and_sealing_needs_keys() -> None:
+    found = refused(LEAST + '[security]\nbulk = "plain"\nkeys_dir = "/keys"\n')
+    assert [(problem.field, problem.message) for problem in found] == [
+        ("security.bulk", "expected one of digest, sealed; found the text 'plain'")
+    ]
+    found = refused(LEAST + '[security]\nbulk = "sealed"\n')
+    assert [problem.field for problem in found] == ["security.bulk"]
+    assert "expected keys" in found[0].message
+    assert parse_config(LEAST, origin="c.toml").config.bulk_mode == "digest"
 
 
 def test_what_a_file_leaves_out_has_its_default() -> None:

@@ -22,7 +22,7 @@ class Identity(TypedDict):
 
 
 IDENTITY: Identity = {"cluster": "lab", "epoch": 3, "config": "0123456789abcdef"}
-CODES = {"malformed", "oversized", "unknown", "version", "cluster", "epoch", "config"}
+CODES = {"malformed", "oversized", "unknown", "version", "cluster", "epoch", "config", "bulk"}
 SNAPSHOT = SnapshotId(2, 41)
 LAYOUT = Layout((ShardPlace(0, 64), ShardPlace(1, 128)), 0, 5, 2)
 
@@ -70,6 +70,7 @@ def test_a_peer_s_message_comes_back_as_said(message: messages.PeerMessage) -> N
         ({"cluster": "other"}, "cluster", "expected cluster 'lab', found 'other'"),
         ({"epoch": 2}, "epoch", "expected epoch 3, found 2"),
         ({"config": "f" * 16}, "config", None),
+        ({"bulk": frames.BulkOffer("sealed", b"k" * 32)}, "bulk", None),
     ],
 )
 def test_another_cluster_or_epoch_is_refused_by_name(changes: dict[str, object], code: str, text: str | None) -> None:
@@ -77,6 +78,21 @@ def test_another_cluster_or_epoch_is_refused_by_name(changes: dict[str, object],
         frames.decode_peer(peer_frame(messages.ReportWanted(1), **changes), **IDENTITY)
     assert refusal.value.code == code
     assert text is None or refusal.value.text == text
+
+
+def test_peers_of_different_bulk_modes_hear_each_others_and_what_to_do() -> None:
+    sealed = frames.BulkOffer("sealed", b"k" * 32, b"h" * 32)
+    envelope, _ = frames.decode_peer(peer_frame(messages.ReportWanted(1), bulk=sealed), **IDENTITY, bulk_mode="sealed")
+    assert envelope.bulk == sealed
+    with pytest.raises(FrameRefusedError) as refusal:
+        frames.decode_peer(peer_frame(messages.ReportWanted(1)), **IDENTITY, bulk_mode="sealed")
+    assert refusal.value.code == "bulk"
+    assert "expected bulk mode 'sealed', found 'digest' on node 1; set security.bulk alike" in refusal.value.text
+
+
+def test_where_chunks_are_not_sealed_messages_say_no_word_of_it() -> None:
+    """So those of a daemon that knows no modes and of one that does are the same."""
+    assert "bulk" not in msgspec.msgpack.decode(peer_frame(messages.ReportWanted(1)))
 
 
 def test_an_unknown_message_is_refused_as_unknown() -> None:

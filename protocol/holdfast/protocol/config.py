@@ -90,6 +90,8 @@ class ClusterConfig:
         chunk_bytes: unit of coding, transfer and digest; a power of two.
         closed_job_s: how long the last snapshot of a job that closed is kept.
         keys_dir: folder of the CURVE keys, or None: no authentication.
+        bulk_mode: how chunks travel between nodes: "digest" (as they are, checked against announced digests) or
+            "sealed" (encrypted and authenticated; needs keys and the extra holdfast[sealed]).
         http_address: host:port of the status pages, or None: off.
         http_allow_remote: whether that address may be one that other machines reach. Nothing there is authenticated.
         socket: path of the daemon's Unix socket, or None: the default places; may contain "{node}".
@@ -122,6 +124,7 @@ class ClusterConfig:
     chunk_bytes: int = 1 << 20
     closed_job_s: int = 86400
     keys_dir: str | None = None
+    bulk_mode: str = "digest"
     http_address: str | None = None
     http_allow_remote: bool = False
     socket: str | None = None
@@ -241,7 +244,8 @@ def config_digest(config: ClusterConfig) -> str:
     """A short digest of what must be equal on all nodes of a cluster.
 
     Covers cluster name, epoch, parity, group size, chunk size, and names and domains of the nodes
-    in order. Leaves out what may differ from node to node: addresses, keys, budget, slots, sockets, engine.
+    in order. Leaves out what may differ from node to node: addresses, keys, budget, slots, sockets, engine;
+    and the bulk mode, which every message tells.
     """
     content = [
         config.cluster_name,
@@ -301,6 +305,9 @@ def _conflicts(config: ClusterConfig) -> list[Problem]:
     if config.durable_dir is not None and not config.durable_dir.startswith("/"):
         text = "expected an absolute path, since daemons and ranks run in different folders"
         problems.append(Problem("durable.dir", f"{text}; found {config.durable_dir!r}"))
+    if config.bulk_mode == "sealed" and config.keys_dir is None:
+        text = "expected keys, since what seals chunks is agreed under them; found none"
+        problems.append(Problem("security.bulk", f'{text}; set keys_dir under [security], or bulk = "digest"'))
     node_count = len(config.nodes)
     if node_count <= config.parity:
         problems.append(

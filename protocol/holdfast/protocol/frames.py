@@ -6,7 +6,7 @@ escapes.
 """
 
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
 from holdfast.protocol import limits, messages
@@ -15,7 +15,18 @@ from holdfast.protocol.fields import Count, NodeNumber, Text
 T = TypeVar("T")
 
 
-class Envelope(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class BulkOffer(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How the sender exchanges chunks, and the keys that seal them."""
+
+    mode: Text = "digest"
+    key: Annotated[bytes, msgspec.Meta(max_length=limits.BULK_KEY_BYTES)] = b""  # its public key
+    heard: Annotated[bytes, msgspec.Meta(max_length=limits.BULK_KEY_BYTES)] = b""  # the receiver's, as it knows it
+
+
+AS_THEY_ARE = BulkOffer()
+
+
+class Envelope(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """Around every message between daemons."""
 
     version: int
@@ -25,6 +36,7 @@ class Envelope(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     incarnation: Count
     body: msgspec.Raw
     config: Text = ""  # digest of what must be equal on all nodes
+    bulk: BulkOffer = AS_THEY_ARE
 
 
 _peer_decoder: msgspec.msgpack.Decoder[messages.PeerMessage] = msgspec.msgpack.Decoder(messages.PeerMessage)
@@ -55,8 +67,15 @@ def encode(message: msgspec.Struct) -> bytes:
     return frame
 
 
-def encode_peer(
-    message: messages.PeerMessage, *, cluster: str, epoch: int, node: int, incarnation: int, config: str = ""
+def encode_peer(  # noqa: PLR0913  # the parts of an envelope
+    message: messages.PeerMessage,
+    *,
+    cluster: str,
+    epoch: int,
+    node: int,
+    incarnation: int,
+    config: str = "",
+    bulk: BulkOffer = AS_THEY_ARE,
 ) -> bytes:
     """The frame of a message between daemons, envelope included. `config` is the digest of the sender's config."""
     return encode(
@@ -68,16 +87,19 @@ def encode_peer(
             incarnation=incarnation,
             body=msgspec.Raw(msgspec.msgpack.encode(message)),
             config=config,
+            bulk=bulk,
         )
     )
 
 
-def decode_peer(frame: bytes, *, cluster: str, epoch: int, config: str = "") -> tuple[Envelope, messages.PeerMessage]:
+def decode_peer(
+    frame: bytes, *, cluster: str, epoch: int, config: str = "", bulk_mode: str = AS_THEY_ARE.mode
+) -> tuple[Envelope, messages.PeerMessage]:
     """Check and open a frame from another daemon.
 
     Raises:
-        FrameRefusedError: oversized, malformed, another protocol version, cluster, epoch or config digest, or an
-            unknown message.
+        FrameRefusedError: oversized, malformed, another protocol version, cluster, epoch, config digest or bulk mode,
+            or an unknown message.
     """
     envelope = _decode(_envelope_decoder, frame)
     if envelope.version != limits.PROTOCOL_VERSION:
@@ -94,6 +116,12 @@ def decode_peer(frame: bytes, *, cluster: str, epoch: int, config: str = "") -> 
             "config",
             f"expected config digest {config!r}, found {envelope.config!r}: the file of node {envelope.node} differs; "
             "compare them with 'holdfast config show'",
+        )
+    if envelope.bulk.mode != bulk_mode:
+        raise FrameRefusedError(
+            "bulk",
+            f"expected bulk mode {bulk_mode!r}, found {envelope.bulk.mode!r} on node {envelope.node}; set "
+            "security.bulk alike on all nodes, then give 'holdfast upgrade' on each",
         )
     return envelope, _decode(_peer_decoder, envelope.body)
 

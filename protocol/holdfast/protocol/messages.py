@@ -411,6 +411,7 @@ class Refused(Message, frozen=True):
         "cluster",
         "epoch",
         "config",
+        "bulk",
         "node",
         "superseded",
         "key",

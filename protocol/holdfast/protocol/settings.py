@@ -15,6 +15,7 @@ from holdfast.protocol.placement import GROUP_SIZE_MAX
 
 ENVIRONMENT_PREFIX = "HOLDFAST_"
 ENGINE_NAMES = ("auto", "native", "isal", "numpy", "naive")
+BULK_MODES = ("digest", "sealed")
 SLOTS_MIN = 2  # one holds the committed snapshot while the next one is staged
 SLOTS_MAX = 64
 EPOCH_MAX = (1 << 31) - 1
@@ -32,7 +33,7 @@ _ADDRESS = re.compile(r"(?:\[(?P<ipv6>[0-9A-Fa-f:.%A-Za-z]+)\]|(?P<host>[^\s:\[\
 
 _KEYS_OF_SEVERAL = {
     "name", "address", "period_s", "bandwidth", "cpu_percent", "dir", "every_s", "every_steps", "keep", "grace_s",
-    "after_lives",
+    "after_lives", "bulk",
 }  # fmt: skip  # too vague without their section
 
 Value = str | int | None
@@ -211,10 +212,15 @@ def _read_chunk_bytes(value: object) -> int:
     return size
 
 
-def _read_engine(value: object) -> str:
-    if not isinstance(value, str) or value not in ENGINE_NAMES:
-        raise ValueError(f"one of {', '.join(ENGINE_NAMES)}; found {describe(value)}")
-    return value
+def _one_of(*names: str) -> Callable[[object], str]:
+    """A reader of one of several words."""
+
+    def read(value: object) -> str:
+        if not isinstance(value, str) or value not in names:
+            raise ValueError(f"one of {', '.join(names)}; found {describe(value)}")
+        return value
+
+    return read
 
 
 def _read_flag(value: object) -> bool:
@@ -247,6 +253,7 @@ SETTINGS = (
     Setting("memory", "chunk_bytes", "chunk_bytes", _read_chunk_bytes, 1 << 20),
     Setting("memory", "closed_job_s", "closed_job_s", _whole(0, CLOSED_JOB_S_MAX), 86400, numeric=True),
     Setting("security", "keys_dir", "keys_dir", read_text),
+    Setting("security", "bulk", "bulk_mode", _one_of(*BULK_MODES), "digest"),
     Setting("http", "address", "http_address", read_address),
     Setting("http", "allow_remote", "http_allow_remote", _read_flag, default=False),
     Setting("daemon", "socket", "socket", read_text),
@@ -262,5 +269,5 @@ SETTINGS = (
     Setting("durable", "grace_s", "durable_grace_s", _whole(0, GRACE_S_MAX), 20, numeric=True),
     Setting("durable", "after_lives", "durable_after_lives", _whole(0, LIVES_MAX), 0, numeric=True),
     Setting("daemon", "state_dir", "state_dir", read_text),
-    Setting("daemon", "engine", "engine", _read_engine, "auto"),
+    Setting("daemon", "engine", "engine", _one_of(*ENGINE_NAMES), "auto"),
 )

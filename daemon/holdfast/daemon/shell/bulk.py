@@ -1,7 +1,8 @@
-"""The bulk plane: chunks to and from peers, as one header frame and one raw frame each, on a thread of its own.
+"""The bulk plane: chunks to and from peers, as one header frame and one payload frame each, on a thread of its own.
 
-Covers sending straight from the arena, and receiving, checking and keeping frames until the core lets go of them. The
-sockets are `shell.network`'s; what goes when, and what a chunk means, is the core's.
+Covers sending, in mode `digest` straight from the arena, and receiving, checking and keeping payloads until the core
+lets go of them. The sockets are `shell.network`'s, the seals of mode `sealed` are `shell.sealing`'s; what goes when,
+and what a chunk means, is the core's.
 """
 
 import logging
@@ -9,8 +10,9 @@ import os
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from holdfast.coding import chunk_digest
 from holdfast.daemon.core import events
@@ -20,10 +22,13 @@ from holdfast.daemon.shell import network
 from holdfast.protocol import frames, limits, messages
 from holdfast.protocol.config import ClusterConfig
 
+if TYPE_CHECKING:
+    from holdfast.daemon.shell.sealing import Sealing  # needs a package that not everybody installs
+
 log = logging.getLogger(__name__)
 
 _HWM_FRAMES = 2 * limits.CHUNK_CREDITS * limits.JOB_COUNT_MAX + limits.SUMS_HELD_COUNT_MAX
-_PORT_LOOK_MS = 20  # between two looks for the bulk port of a peer that has not said it yet
+_PEER_LOOK_MS = 20  # between two looks for the bulk port, or the key, of a peer that has not said it yet
 _FRAMES_HELD_MAX = 4096  # received chunks that wait for their stripe; credits keep it far below
 _TURN_FRAMES_MAX = 256  # frames taken per turn, so that sending is not starved
 
@@ -40,7 +45,7 @@ class Outgoing:
 class BulkPlane:
     """Chunks to and from peers, on a thread of its own.
 
-    Received payloads stay in libzmq's buffers, by key, until `drop`; nothing is copied on arrival.
+    Received payloads are kept by key until `drop`, in mode `digest` in libzmq's buffers: nothing is copied on arrival.
     """
 
     def __init__(
@@ -49,15 +54,17 @@ class BulkPlane:
         node: int,
         context: network.Context,
         report: Callable[[events.Event], None],
+        sealing: "Sealing | None" = None,
     ) -> None:
-        self._config, self._context, self._report = config, context, report
-        self._pull, self.port = network.bulk_pull(context, config.nodes[node].host, frame_bytes_max=config.chunk_bytes)
+        self._config, self._context, self._report, self._sealing = config, context, report, sealing
+        self._payload_bytes = config.chunk_bytes if sealing is None else config.chunk_bytes + sealing.added_bytes
+        self._pull, self.port = network.bulk_pull(context, config.nodes[node].host, frame_bytes_max=self._payload_bytes)
         self._push: dict[int, tuple[int, network.Socket]] = {}
         self._ports: dict[int, int] = {}
         self._waiting: dict[int, deque[Outgoing]] = {}
         self._orders: queue.SimpleQueue[Outgoing | None] = queue.SimpleQueue()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._held: dict[ChunkKey, network.Frame] = {}
+        self._held: dict[ChunkKey, memoryview] = {}
         self._thread = threading.Thread(target=self._run, name="bulk", daemon=True)
 
     def start(self) -> None:
@@ -75,8 +82,7 @@ class BulkPlane:
 
     def payload(self, key: ChunkKey) -> memoryview | None:
         """The bytes of a received chunk, valid while the caller holds the view."""
-        frame = self._held.get(key)
-        return None if frame is None else frame.buffer
+        return self._held.get(key)
 
     def drop(self, keys: tuple[ChunkKey, ...]) -> None:
         """Release received chunks."""
@@ -88,10 +94,14 @@ class BulkPlane:
         poller.register(self._pull, network.READABLE)
         poller.register(self._wake, network.READABLE)
         while True:
-            full = [self._push[node][1] for node, waiting in self._waiting.items() if waiting and node in self._push]
+            full = [
+                self._push[node][1]
+                for node, waiting in self._waiting.items()
+                if waiting and node in self._push and self._is_ready(node)
+            ]
             for socket in full:
                 poller.register(socket, network.WRITABLE)
-            ready = dict(poller.poll(_PORT_LOOK_MS if any(self._waiting.values()) else 1000))
+            ready = dict(poller.poll(_PEER_LOOK_MS if any(self._waiting.values()) else 1000))
             for socket in full:
                 poller.unregister(socket)
             if self._wake in ready:
@@ -112,14 +122,24 @@ class BulkPlane:
         if len(waiting) > _HWM_FRAMES:  # a peer that is away; the core sends again what still matters
             waiting.clear()
         socket = self._socket_to(node)
-        while waiting and socket is not None:
-            if not network.try_send(socket, [frames.encode(waiting[0].header), waiting[0].payload]):
+        while waiting and socket is not None and network.has_room(socket):
+            if not network.try_send(socket, self._frames_of(waiting[0])):
                 return
             waiting.popleft()
 
+    def _frames_of(self, outgoing: Outgoing) -> Sequence[bytes | memoryview]:
+        header = frames.encode(outgoing.header)
+        if self._sealing is None:
+            return [header, outgoing.payload]
+        return self._sealing.seal(outgoing.node, header, outgoing.payload)
+
+    def _is_ready(self, node: int) -> bool:
+        """Whether a node could read what is sent to it now."""
+        return self._sealing is None or self._sealing.is_ready(node)
+
     def _socket_to(self, node: int) -> network.Socket | None:
         port = self._ports.get(node)
-        if port is None:
+        if port is None or not self._is_ready(node):
             return None
         known = self._push.get(node)
         if known is not None and known[0] == port:
@@ -139,13 +159,7 @@ class BulkPlane:
 
     def _accept(self, parts: list[network.Frame]) -> None:
         try:
-            if len(parts) != 2 or len(parts[1]) != self._config.chunk_bytes:
-                sizes = [len(part) for part in parts][:8]
-                raise frames.FrameRefusedError(
-                    "malformed",
-                    f"expected a header and {self._config.chunk_bytes} bytes, found frames of {sizes} bytes",
-                )
-            header = frames.decode_header(parts[0].bytes, cluster=self._config.cluster_name, epoch=self._config.epoch)
+            header, payload = self._open(parts)
         except frames.FrameRefusedError as refusal:
             self._report(events.PeerRefused(None, refusal.code, f"on the bulk plane: {refusal.text}", by_us=True))
             return
@@ -153,9 +167,28 @@ class BulkPlane:
         if len(self._held) >= _FRAMES_HELD_MAX:
             log.warning("chunk %s dropped: %d received chunks wait already", key, len(self._held))
             return
-        digest = chunk_digest(parts[1].buffer)
-        self._held.setdefault(key, parts[1])
+        digest = chunk_digest(payload)
+        self._held.setdefault(key, payload)
         self._report(events.ChunkArrived(header, digest))
+
+    def _open(self, parts: list[network.Frame]) -> tuple[messages.ChunkHeader, memoryview]:
+        """The header and payload of a message. Raises FrameRefusedError."""
+        if len(parts) != 2 or len(parts[1]) != self._payload_bytes:
+            sizes = [len(part) for part in parts][:8]
+            raise frames.FrameRefusedError(
+                "malformed", f"expected a header and {self._payload_bytes} bytes, found frames of {sizes} bytes"
+            )
+        if self._sealing is None:
+            return self._header(parts[0].bytes), parts[1].buffer
+        opening = self._sealing.open_first(parts[0].bytes)
+        header = self._header(opening.header)
+        if header.sender != opening.node:
+            text = f"node index {opening.node} sealed a chunk that says it is from node index {header.sender}"
+            raise frames.FrameRefusedError("node", text)
+        return header, memoryview(self._sealing.open_second(opening, parts[1].buffer))
+
+    def _header(self, frame: bytes) -> messages.ChunkHeader:
+        return frames.decode_header(frame, cluster=self._config.cluster_name, epoch=self._config.epoch)
 
     def _close(self) -> None:
         self._pull.close(0)

@@ -12,6 +12,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Container, Sequence
+from typing import TYPE_CHECKING
 
 import zmq
 import zmq.utils.z85
@@ -21,6 +22,9 @@ from holdfast.protocol import frames, limits, messages
 from holdfast.protocol.config import ClusterConfig, config_digest
 from holdfast.protocol.exit_codes import ExitCode, OperatorError
 from zmq.utils.monitor import recv_monitor_message
+
+if TYPE_CHECKING:
+    from holdfast.daemon.shell.sealing import Sealing  # needs a package that not everybody installs
 
 Context = zmq.Context[zmq.Socket[bytes]]
 Frame = zmq.Frame
@@ -79,6 +83,11 @@ def bulk_push(context: Context, host: str, port: int) -> Socket:
     return push
 
 
+def has_room(socket: Socket) -> bool:
+    """Whether a message would be taken now."""
+    return bool(int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLOUT)
+
+
 def try_send(socket: Socket, parts: Sequence[bytes | bytearray | memoryview]) -> bool:
     """Send frames without copying them; False if the socket has no room now."""
     try:
@@ -105,8 +114,10 @@ class ControlPlane:
         node: int,
         keys: Keys | None,
         context: Context,
+        sealing: "Sealing | None" = None,
     ) -> None:
         self._config, self._node, self._keys, self._context = config, node, keys, context
+        self._sealing = sealing
         self._digest = config_digest(config)
         self.incarnation = 0
         self._dealers: dict[int, zmq.Socket[bytes]] = {}
@@ -198,6 +209,7 @@ class ControlPlane:
             node=self._node,
             incarnation=self.incarnation,
             config=self._digest,
+            bulk=frames.AS_THEY_ARE if self._sealing is None else self._sealing.offer(node),
         )
         dealer = self._dealers.get(node)
         if dealer is not None:
@@ -280,9 +292,15 @@ class ControlPlane:
             if len(body) != 1:
                 raise frames.FrameRefusedError("malformed", f"expected 1 frame, found {len(body)}")
             envelope, message = frames.decode_peer(
-                body[0].bytes, cluster=self._config.cluster_name, epoch=self._config.epoch, config=self._digest
+                body[0].bytes,
+                cluster=self._config.cluster_name,
+                epoch=self._config.epoch,
+                config=self._digest,
+                bulk_mode=self._config.bulk_mode,
             )
             self._check_sender(envelope.node, body[0])
+            if self._sealing is not None:
+                self._sealing.heard(envelope.node, envelope.incarnation, envelope.bulk)
         except frames.FrameRefusedError as refusal:
             found.append(events.PeerRefused(None, refusal.code, f"{refusal}", by_us=True))
             self._refuse(identity, refusal)

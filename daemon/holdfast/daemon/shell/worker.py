@@ -15,6 +15,7 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import msgspec
 from holdfast.coding import CodeParams, Engine, select_engine, why_not_native
@@ -46,6 +47,9 @@ from holdfast.protocol.layout import Geometry
 from holdfast.protocol.placement import place
 from holdfast.protocol.settings import split_address
 from holdfast.protocol.trust import refuse_exposure
+
+if TYPE_CHECKING:
+    from holdfast.daemon.shell.sealing import Sealing
 
 log = logging.getLogger("holdfast")
 
@@ -96,8 +100,9 @@ class Worker:
         self.machine = MachineMemory()
         self.zmq_context = network.Context(io_threads=1)
         self.bulk_context = network.Context(io_threads=coding_threads())
-        self.control = ControlPlane(config, node, keys, self.zmq_context)
-        self.bulk = BulkPlane(config, node, self.bulk_context, self.inbox.put)
+        sealing = sealing_of(config, node)
+        self.control = ControlPlane(config, node, keys, self.zmq_context, sealing)
+        self.bulk = BulkPlane(config, node, self.bulk_context, self.inbox.put, sealing)
         self.arena = ArenaMemory(link, threads=coding_threads())
         engine = _engine_of(config)
         self.meters = Meters(chunk_bytes=config.chunk_bytes, version=version("holdfast"), engine_detail=engine.detail)
@@ -208,9 +213,9 @@ class Worker:
             if descriptor >= 0:
                 self.poller.register(descriptor, READABLE)
         self._perform(self.node.start())
-        log.info("node %s ready on %s, control %s, bulk port %d, engine %s, incarnation %d",
+        log.info("node %s ready on %s, control %s, bulk port %d, bulk mode %s, engine %s, incarnation %d",
                  self.config.nodes[self.node_index].name, self.door.path, self.config.nodes[self.node_index].address,
-                 self.bulk.port, self.context.engine, self.context.incarnation)  # fmt: skip
+                 self.bulk.port, self.config.bulk_mode, self.context.engine, self.context.incarnation)  # fmt: skip
         self.link.say_ready(grace_s=self.config.durable_grace_s if self.config.durable_dir else 0)
         next_tick_ns = 0
         while self._goes_on():
@@ -363,6 +368,25 @@ def _welcome(config: ClusterConfig, node: int, door: Door) -> messages.Welcome:
     )
 
 
+def sealing_of(config: ClusterConfig, node: int) -> "Sealing | None":
+    """What seals chunks, None in bulk mode `digest`.
+
+    Raises:
+        OperatorError: what it needs is not installed (exit code 2).
+    """
+    if config.bulk_mode == "digest":
+        return None
+    try:
+        from holdfast.daemon.shell.sealing import Sealing  # noqa: PLC0415  # not everybody installs what it needs
+    except ImportError as error:
+        raise OperatorError(
+            ExitCode.USAGE,
+            f"security.bulk: expected the package cryptography for mode {config.bulk_mode!r}, found none ({error}). "
+            "Install it with 'pip install holdfast[sealed]', or set bulk = \"digest\" on all nodes",
+        ) from error
+    return Sealing(config, node)
+
+
 def _engine_of(config: ClusterConfig) -> Engine:
     """The engine that the config asks for; which one it is, and why not the fastest, is said."""
     engine = select_engine(None if config.engine == "auto" else config.engine)
@@ -399,6 +423,7 @@ def _start(arguments: argparse.Namespace) -> int:
     node = names.index(arguments.node)
     refuse_exposure(config)
     keys = load_keys(config, node, public_of=public_key_of)
+    sealing_of(config, node)
     if arguments.check:
         return ExitCode.DONE
     door = Door(arguments.socket, group=config.socket_group)
