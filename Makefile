@@ -6,7 +6,7 @@ PIP_ARGS ?=
 BIN     = $(VENV)/bin
 READY   = $(VENV)/.ready
 
-.PHONY: demo test sim chaos loops-test slurm-test systemd-test lint format docs bench package-test clean
+.PHONY: demo test sim chaos fuzz loops-test slurm-test systemd-test lint format docs bench package-test clean
 
 demo: $(READY)
 	$(BIN)/holdfast demo
@@ -29,6 +29,12 @@ MINUTES ?= 5
 CHAOS_SEED ?= 1
 chaos: $(READY)
 	$(BIN)/python tests/chaos/chaos.py --minutes $(MINUTES) --seed $(CHAOS_SEED)
+
+# Nonsense for everything that hears or reads bytes; 1,500 inputs a second: make fuzz INPUTS=1000000 FUZZ_SEED=1
+INPUTS ?= 100000
+FUZZ_SEED ?= 1
+fuzz: $(READY)
+	cd tests && ../$(BIN)/python -m fuzz.fuzz --inputs $(INPUTS) --seed $(FUZZ_SEED)
 
 # Loops of other libraries, killed and run again, three minutes. Installs them.
 loops-test: $(READY)

@@ -8,10 +8,10 @@ import torch
 import torch.distributed.checkpoint as dcp
 from fake_ranks import Cut, as_rank, cut
 from holdfast.client.errors import NotRecoverableError, SupersededError
-from holdfast.client.export import NOTE, export, write_checkpoint
+from holdfast.client.export import NOTE, export, told, write_checkpoint
 from holdfast.client.ranges import Committed
 from holdfast.client.state_errors import RestoreMismatchError
-from holdfast.protocol.exit_codes import OperatorError
+from holdfast.protocol.exit_codes import ExitCode, OperatorError
 from holdfast.protocol.ids import SnapshotId
 from memory_shards import Source, staged
 from torch import nn
@@ -141,4 +141,15 @@ def test_a_full_disk_leaves_nothing_behind(ranges: list[int], tmp_path: Path, mo
     monkeypatch.setattr("holdfast.client.export.sync_directory", full)
     with pytest.raises(OperatorError, match="No space left"):
         export(job="a", to=tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_shard_that_contradicts_itself_ends_the_export_with_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = Ranges([1])
+    broken.shards = [b"X" + broken.shards[0][1:]]
+    monkeypatch.setattr("holdfast.client.export.RangeReader", lambda **_: broken)
+    assert told(lambda: export(job="a", to=tmp_path / "out")) == ExitCode.NOT_RECOVERABLE
+    assert "expected a shard's magic" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

@@ -86,3 +86,14 @@ def test_descriptors_meant_for_another_process_are_left_alone() -> None:
     environment = {"LISTEN_PID": "1", "LISTEN_FDS": "2", "LISTEN_FDNAMES": "a:b"}
     assert ServiceManager(environment).given() == {}
     assert environment == {}
+
+
+@pytest.mark.parametrize("usec", ["\u00b2", "-1", "9" * 5000, "1.5", ""])
+def test_a_watchdog_that_is_no_number_is_none(usec: str) -> None:
+    assert ServiceManager({"WATCHDOG_USEC": usec}).watchdog_s is None
+
+
+@pytest.mark.parametrize("count", ["\u00b2", "9" * 5000, "-1"])
+def test_descriptors_that_are_no_number_are_none(count: str) -> None:
+    said = {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": count, "LISTEN_FDNAMES": "a"}
+    assert ServiceManager(said).given() == {}

@@ -1,5 +1,6 @@
 """Every message that exists, with any content that its types allow, survives its frame; what they forbid does not."""
 
+import math
 import typing
 from types import UnionType
 from typing import Any
@@ -49,7 +50,7 @@ def values_of(kind: Any) -> st.SearchStrategy[Any]:
             -(1 << 63) if meta.ge is None and meta.gt is None else int(meta.gt) + 1 if meta.gt else int(meta.ge or 0),
             int(meta.lt) - 1 if meta.lt is not None else int(meta.le) if meta.le is not None else (1 << 64) - 1,
         ),
-        float: st.floats(allow_nan=False),
+        float: st.floats(min_value=meta.ge, max_value=meta.le, allow_nan=False),
         str: st.text(max_size=20),
         bytes: st.binary(min_size=meta.min_length, max_size=meta.max_length)
         if meta.min_length
@@ -107,6 +108,47 @@ def test_a_number_out_of_bounds_is_malformed(step: int) -> None:
     with pytest.raises(frames.FrameRefusedError) as refused:
         frames.decode_client(frame.replace(b"ReportWanted", b"AskRestore"))
     assert refused.value.code == "malformed"
+
+
+@pytest.mark.parametrize(
+    "report",
+    [
+        {"held": [[1, step] for step in range(limits.SLOTS_COUNT_MAX + 1)]},
+        {"open": [[1, step] for step in range(limits.SLOTS_COUNT_MAX + 1)]},
+        {"committed": [1, -1]},
+        {"committed": [1, limits.STEP_MAX + 1]},
+        {"protect_s": math.nan},
+        {"rebuild_s": -1.0},
+        {"durable": {"age_s": math.inf}},
+        {"pace": {"step_s": math.nan}},
+        {"pace": {"cadences": [[1, 0, 0]]}},
+    ],
+    ids=str,
+)
+def test_a_report_that_nobody_could_make_is_malformed(report: dict[str, Any]) -> None:
+    good = msgspec.to_builtins(messages.JobReport("a", 1, None, 0, None, None, (), ()))
+    body = msgspec.to_builtins(messages.Heartbeat("", 1, 1, 0, 0, ())) | {"jobs": [good]}
+    assert len(_decoded(body).jobs) == 1
+    with pytest.raises(frames.FrameRefusedError) as refused:
+        _decoded({**body, "jobs": [{**good, **report}]})
+    assert refused.value.code == "malformed"
+
+
+@pytest.mark.parametrize("layout", [{"every": 0}, {"first_step": -1}, {"shards": [[0, -1]]}, {"shards": [[4096, 1]]}])
+def test_a_layout_that_nobody_could_agree_on_is_malformed(layout: dict[str, Any]) -> None:
+    good = {"shards": [[0, 64]], "first_step": 0, "every": 1}
+    said = {"type": "LayoutAnnounced", "job": "a", "attempt": 1, "current": True}
+    assert _decoded({**said, "layout": good})
+    with pytest.raises(frames.FrameRefusedError):
+        _decoded({**said, "layout": {**good, **layout}})
+
+
+def _decoded(body: dict[str, Any]) -> Any:
+    envelope = {"version": limits.PROTOCOL_VERSION, "epoch": IDENTITY["epoch"], "cluster": IDENTITY["cluster"]}
+    frame = msgspec.msgpack.encode(
+        {**envelope, "node": 1, "incarnation": 7, "body": body, "config": IDENTITY["config"]}
+    )
+    return frames.decode_peer(frame, **IDENTITY)[1]
 
 
 def test_no_two_conversations_use_one_tag_for_two_things() -> None:

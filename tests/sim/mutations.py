@@ -262,7 +262,16 @@ def deny_in_a_predecessors_name(patch: pytest.MonkeyPatch) -> None:
 
 def decide_on_an_old_word(patch: pytest.MonkeyPatch) -> None:
     """What to restore is decided although a node that lives was not heard, which commits something newer meanwhile."""
-    patch.setattr(Collector, "unheard", lambda *_: set())
+    patch.setattr(Collector, "_is_unheard", lambda *_: False)
+
+
+def answer_an_old_question(patch: pytest.MonkeyPatch) -> None:
+    """A question that arrives again after a newer one was answered begins another attempt."""
+
+    def is_another(self: Collector, job: str, asker: int, number: tuple[int, int]) -> bool:
+        return number != self.newest.get((job, asker))
+
+    patch.setattr(Collector, "_is_news", is_another)
 
 
 # Each mutation with a run that catches it: profile and seed.
@@ -278,4 +287,5 @@ CAUGHT_BY: tuple[tuple[Mutation, str, int], ...] = (
     (seal_without_one_role, "losses", 1),
     (accept_an_old_epoch, "strays", 0),
     (decide_on_an_old_word, "restarts", 2000011),
+    (answer_an_old_question, "crashes", 3852958109),
 )

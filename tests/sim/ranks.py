@@ -55,6 +55,7 @@ class Job:
         self.board: dict[tuple[str, int], dict[int, object]] = {}
         self.sizes = [size for _, size in shape.shards]
         self.version = 0
+        self.agreed: tuple[tuple[int, int, list[int]], Layout] | None = None
         self.new_sizes: list[int] | None = None
         self.running = False
         self.restored: SnapshotId | None = None  # of this life
@@ -104,16 +105,20 @@ class Job:
             self.kill(f"node {node} was lost")
 
     def layout(self, step: int) -> Layout:
-        """The layout that the ranks agree on."""
+        """The layout that the ranks agree on: one object for all of them, however many they are."""
+        if self.agreed is not None and self.agreed[0] == (step, self.version, self.sizes):
+            return self.agreed[1]
         shards = tuple(ShardPlace(node, size) for (node, _), size in zip(self.shape.shards, self.sizes, strict=True))
-        return Layout(shards=shards, first_step=step, every=self.shape.every, version=self.version)
+        layout = Layout(shards=shards, first_step=step, every=self.shape.every, version=self.version)
+        self.agreed = (step, self.version, list(self.sizes)), layout
+        return layout
 
     def exchange(self, kind: str, number: int, role: int, value: object) -> dict[int, object]:
         """A collective: put a value, and get everybody's once all are there (look at its length)."""
         found = self.board.setdefault((kind, number), {})
         if role not in found:
             found[role] = value
-            for rank in self.ranks:
+            for rank in self.ranks if len(found) == len(self.ranks) else ():
                 self.world.after(0, rank.wake)
         return found
 

@@ -32,7 +32,7 @@ def copy(*, job: str, root: Path, keep: int, node: str, socket: Path | None = No
     Raises:
         OperatorError: the directory can't be written; what was there stays.
         HoldfastError: nothing is committed, or its bytes can't be had.
-        StateError: the state is one that only its own layout can read.
+        ShardError: the state is one that only its own layout can read.
     """
     started_s = time.monotonic()
     part: Path | None = None

@@ -27,7 +27,7 @@ from holdfast.client.errors import HoldfastError, NotRecoverableError, RefusedEr
 from holdfast.client.fetched import fetched
 from holdfast.client.ranges import RangeReader
 from holdfast.client.reading import read_box, whole_object
-from holdfast.client.state_errors import StateError
+from holdfast.client.state_errors import ShardError
 from holdfast.protocol.exit_codes import ExitCode, OperatorError
 from torch.distributed.checkpoint._nested_dict import unflatten_state_dict
 from torch.distributed.checkpoint.api import CheckpointException
@@ -64,7 +64,7 @@ def export(*, job: str, to: Path, step: int | None = None, socket: Path | None =
     Raises:
         OperatorError: `to` is taken or can't be written.
         HoldfastError: nothing is committed, another step is, or its bytes can't be had.
-        StateError: the state is one that only its own layout can read; the text says why.
+        ShardError: the state is one that only its own layout can read; the text says why.
     """
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise OperatorError(ExitCode.USAGE, f"--to: expected a new or empty directory, {to} is taken; name another one")
@@ -118,7 +118,7 @@ def write_checkpoint(source: ShardBytes, directory: Path, *, note: dict[str, Any
         note: what to say of it in `NOTE`.
 
     Raises:
-        StateError: a tensor can't be put together from its parts.
+        ShardError: a tensor can't be put together from its parts.
         HoldfastError: bytes can't be had.
         OSError: the directory can't be written.
     """
@@ -132,7 +132,7 @@ def write_checkpoint(source: ShardBytes, directory: Path, *, note: dict[str, Any
         save(state, storage_writer=writer, planner=_Reading(source, found), no_dist=True)
     except CheckpointException as error:  # torch's wrapping of what went wrong on a rank
         for cause in error.failures.values():
-            if isinstance(cause[0], HoldfastError | StateError | OSError):
+            if isinstance(cause[0], HoldfastError | ShardError | OSError):
                 raise cause[0] from error
         raise
     with (directory / NOTE).open("w", encoding="utf-8") as file:
@@ -215,7 +215,7 @@ def told(work: Callable[[], Exported]) -> int:
     except SupersededError as error:
         code = ExitCode.NOT_RECOVERABLE
         text = f"{error}; steps are committed faster than one is read: raise `every`, or export between two runs"
-    except StateError as error:
+    except ShardError as error:
         code, text = ExitCode.NOT_RECOVERABLE, str(error)
     except HoldfastError as error:
         code, text = ExitCode.UNREACHABLE, str(error)

@@ -25,7 +25,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from holdfast.daemon.service_manager import ServiceManager
+from holdfast.daemon.service_manager import ServiceManager, number_in
 
 MESSAGE_BYTES_MAX = 512  # a verb and a name
 HELD_COUNT_MAX = 4096  # descriptors; far below what a process may open by default
@@ -34,6 +34,8 @@ RETRY_PAUSE_S = 2.0  # the same, after one that ran was followed by one that ref
 SILENT_S = 60.0  # a worker whose loop has not turned for so long hangs, and is replaced; busy ones say so every second
 LOOK_S = 1.0  # between two looks at the clock
 STOP_WAIT_S = 30.0  # a worker asked to stop gets so long before it is killed
+GRACE_S_MAX = 7 * 86400  # beyond that, which a worker may ask for; a config allows less
+EXIT_CODE_MAX = 255
 STOPPED_EXIT = 0  # on purpose
 RESTART_EXIT = 75  # "another one of me, please": EX_TEMPFAIL of sysexits.h
 REFUSING_EXITS = frozenset({2, 5})  # wrong usage or config; wrong cluster or key: at the first start nothing helps
@@ -145,10 +147,10 @@ class Keeper:
         elif verb == "ready":
             self.proven = True
             self.manager.tell("READY=1", f"STATUS=worker {self.worker_pid}, {len(self.held)} pieces of memory held")
-        elif verb == "grace" and name.isdecimal():
-            self.grace_s = int(name)
-        elif verb == "ended" and name.isdecimal():
-            self.ended = int(name)
+        elif verb == "grace" and (seconds := number_in(name, GRACE_S_MAX)) is not None:
+            self.grace_s = seconds
+        elif verb == "ended" and (code := number_in(name, EXIT_CODE_MAX)) is not None:
+            self.ended = code
         else:
             for descriptor in descriptors:
                 os.close(descriptor)

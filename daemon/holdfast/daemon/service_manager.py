@@ -14,7 +14,14 @@ from collections.abc import MutableMapping
 
 FIRST_GIVEN_FD = 3  # SD_LISTEN_FDS_START
 GIVEN_COUNT_MAX = 4096  # descriptors taken over; systemd's own FileDescriptorStoreMax is far below
+LISTEN_FDS_MAX = (1 << 31) - 1  # an int of C
+WATCHDOG_USEC_MAX = (1 << 63) - 1  # whatever the unit says
 NAME_CHARS_MAX = 255  # of a stored descriptor; no colon, no control character
+
+
+def number_in(text: str, most: int) -> int | None:
+    """A number from 0 to `most` in decimal digits; None: it is something else."""
+    return int(text) if text.isdecimal() and len(text) <= len(str(most)) and int(text) <= most else None
 
 
 class ServiceManager:
@@ -27,8 +34,8 @@ class ServiceManager:
         self._address = environment.pop("NOTIFY_SOCKET", "")
         self._given = {name: environment.pop(name, "") for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")}
         watched = environment.pop("WATCHDOG_PID", "") or str(os.getpid())
-        usec = environment.pop("WATCHDOG_USEC", "")
-        self.watchdog_s = int(usec) / 1e6 if usec.isdigit() and watched == str(os.getpid()) else None
+        usec = number_in(environment.pop("WATCHDOG_USEC", ""), WATCHDOG_USEC_MAX)
+        self.watchdog_s = usec / 1e6 if usec is not None and watched == str(os.getpid()) else None
 
     def tell(self, *lines: str, descriptor: int | None = None) -> None:
         """Send one notification; a manager that is away or slow is not waited for."""
@@ -63,12 +70,12 @@ class ServiceManager:
     def given(self) -> dict[str, int]:
         """Name -> descriptor of what a predecessor had stored; once. Those without a name of ours are closed."""
         given, self._given = self._given, {}
-        count = given.get("LISTEN_FDS", "")
-        if not count.isdigit() or given["LISTEN_PID"] != str(os.getpid()):
+        count = number_in(given.get("LISTEN_FDS", ""), LISTEN_FDS_MAX)
+        if count is None or given["LISTEN_PID"] != str(os.getpid()):
             return {}
         names = given["LISTEN_FDNAMES"].split(":")
         found: dict[str, int] = {}
-        for index in range(min(int(count), GIVEN_COUNT_MAX)):
+        for index in range(min(count, GIVEN_COUNT_MAX)):
             descriptor = FIRST_GIVEN_FD + index
             name = names[index] if index < len(names) else ""
             if name in {"", "unknown", "stored"} or name in found:

@@ -7,7 +7,7 @@ commit. So it is announced from a step far enough ahead, and who hears of it too
 from collections.abc import Sequence
 from typing import Annotated
 
-from holdfast.protocol.fields import Count, JobName, Message
+from holdfast.protocol.fields import Count, Every, JobName, Message, Seconds
 from holdfast.protocol.ids import SnapshotId
 from holdfast.protocol.layout import Layout
 from msgspec import Meta, Struct
@@ -21,16 +21,16 @@ class Cadence(Struct, frozen=True, array_like=True):
 
     version: Count
     from_step: Count
-    every: Annotated[int, Meta(ge=1)]
+    every: Every
 
 
 class PaceReport(Struct, frozen=True):
     """How fast a node's ranks train and its snapshots commit; part of every heartbeat. 0.0: not measured yet."""
 
     begun: SnapshotId | None = None  # the newest that a rank here wanted to stage
-    step_s: float = 0.0  # of a training step here, without waiting for a slot
-    cycle_s: float = 0.0  # of a snapshot here, from its first grant to its commit
-    waited_s: float = 0.0  # for the slot of the newest snapshot granted here
+    step_s: Seconds = 0.0  # of a training step here, without waiting for a slot
+    cycle_s: Seconds = 0.0  # of a snapshot here, from its first grant to its commit
+    waited_s: Seconds = 0.0  # for the slot of the newest snapshot granted here
     cadences: Annotated[tuple[Cadence, ...], Meta(max_length=2)] = ()  # in force, and announced, for the newest plan
 
 

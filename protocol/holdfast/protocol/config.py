@@ -215,7 +215,7 @@ def parse_config(
     """
     try:
         document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # of numbers too long for Python, and of a thousand brackets, too
         raise ConfigError(origin, [sources.syntax_problem(text, str(error))]) from error
     problems = sources.unknown_names(document)
     given = sources.from_file(document, origin)

@@ -7,6 +7,8 @@ from holdfast.protocol.ids import JOB_NAME
 from msgspec import Meta, Struct
 
 Count = Annotated[int, Meta(ge=0, le=limits.STEP_MAX)]
+Every = Annotated[int, Meta(ge=1, le=limits.STEP_MAX)]  # steps between two snapshots
+Seconds = Annotated[float, Meta(ge=0, le=limits.TIME_S_MAX)]
 NodeNumber = Annotated[int, Meta(ge=0, lt=limits.NODE_COUNT_MAX)]
 RoleNumber = Annotated[int, Meta(ge=0, lt=limits.WORLD_SIZE_MAX)]
 JobName = Annotated[str, Meta(pattern=f"^{JOB_NAME.pattern}$", max_length=64)]

@@ -6,7 +6,7 @@ Between daemons only; part of the messages of `holdfast.protocol.messages`.
 from typing import Annotated, Literal
 
 from holdfast.protocol import limits
-from holdfast.protocol.fields import Count, JobName, Message, Text
+from holdfast.protocol.fields import Count, JobName, Message, Seconds, Text
 from holdfast.protocol.ids import SnapshotId
 from msgspec import Meta, Struct
 
@@ -22,8 +22,8 @@ class HealthReport(Struct, frozen=True):
     damaged_chunks: Count = 0  # known to be wrong now, and not repaired yet
     disagreeing_stripes: Count = 0  # all digests right, and parity not that of the data
     scrub_passes: Count = 0  # how often all that is held was read again
-    scrub_age_s: float = 0.0  # since the last of these passes ended; 0 if none has
-    scrub_s: float = 0.0  # how long that pass took
+    scrub_age_s: Seconds = 0.0  # since the last of these passes ended; 0 if none has
+    scrub_s: Seconds = 0.0  # how long that pass took
 
 
 class DrillReport(Struct, frozen=True):
@@ -39,7 +39,7 @@ class DrillReport(Struct, frozen=True):
     failures: Count = 0
     rebuild_bytes_per_s: Count = 0  # of lost bytes: fetching the others and computing
     problem: Text = ""
-    age_s: float = 0.0  # since it ended
+    age_s: Seconds = 0.0  # since it ended
     running: bool = False  # another one is under way
 
 
@@ -47,8 +47,8 @@ class DurableReport(Struct, frozen=True):
     """The copies of a job in the durable directory, as the node that makes them tells of them."""
 
     copied: SnapshotId | None = None  # the newest that is whole there, as far as it is known
-    age_s: float = 0.0  # since it was made
-    seconds: float = 0.0  # that making it took
+    age_s: Seconds = 0.0  # since it was made
+    seconds: Seconds = 0.0  # that making it took
     size_bytes: Count = 0
     failures: Count = 0  # in a row, since the last one that was made
     problem: Text = ""  # of the last try; empty once one has ended well

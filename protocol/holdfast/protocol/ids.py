@@ -1,9 +1,11 @@
 """Identifiers that must not be swapped for one another. Covers names only; rules live with their owners."""
 
 import re
-from typing import NewType
+from typing import Annotated, NewType
 
 import msgspec
+from holdfast.protocol import limits
+from msgspec import Meta
 
 NodeIndex = NewType("NodeIndex", int)  # 0..N-1: a logical slot of the cluster, in the order of the config file
 Role = NewType("Role", int)  # 0..world_size-1: a rank's position in the parallel layout
@@ -18,8 +20,8 @@ class SnapshotId(msgspec.Struct, frozen=True, order=True, array_like=True):
     A job that restarts without restoring begins again at step 0, so the step alone does not say which is newer.
     """
 
-    attempt: int
-    step: int
+    attempt: Annotated[int, Meta(ge=0, le=limits.STEP_MAX)]
+    step: Annotated[int, Meta(ge=0, le=limits.STEP_MAX)]
 
     def __str__(self) -> str:
         return f"step {self.step} (attempt {self.attempt})"

@@ -8,6 +8,7 @@ from functools import cached_property
 
 import msgspec
 from holdfast.coding import chunk_digest
+from holdfast.protocol.fields import Count, Every, NodeNumber
 from holdfast.protocol.placement import Placement
 from holdfast.protocol.stripes import StripeMap
 
@@ -15,8 +16,8 @@ from holdfast.protocol.stripes import StripeMap
 class ShardPlace(msgspec.Struct, frozen=True, array_like=True):
     """The node on which a role stages, and the size of its shard."""
 
-    node: int
-    shard_bytes: int
+    node: NodeNumber
+    shard_bytes: Count
 
 
 class Layout(msgspec.Struct, frozen=True, dict=True):
@@ -30,9 +31,9 @@ class Layout(msgspec.Struct, frozen=True, dict=True):
     """
 
     shards: tuple[ShardPlace, ...]
-    first_step: int
-    every: int
-    version: int = 1
+    first_step: Count
+    every: Every
+    version: Count = 1
 
     @cached_property
     def layout_id(self) -> int:
@@ -44,16 +45,25 @@ class Layout(msgspec.Struct, frozen=True, dict=True):
 
     def roles_on(self, node: int) -> tuple[int, ...]:
         """Roles that stage on `node`, in image order."""
-        return tuple(role for role, place in enumerate(self.shards) if place.node == node)
+        return self._by_node.get(node, ((), 0))[0]
 
     def offset_of(self, role: int) -> int:
         """Where the shard of `role` begins in its node's image, in bytes."""
-        node = self.shards[role].node
-        return sum(place.shard_bytes for place in self.shards[:role] if place.node == node)
+        return sum(self.shards[other].shard_bytes for other in self.roles_on(self.shards[role].node) if other < role)
 
     def image_bytes(self, node: int) -> int:
         """Bytes of all shards of `node`, without the padding to whole chunks."""
-        return sum(place.shard_bytes for place in self.shards if place.node == node)
+        return self._by_node.get(node, ((), 0))[1]
+
+    @cached_property
+    def _by_node(self) -> dict[int, tuple[tuple[int, ...], int]]:
+        """Node -> its roles and the bytes of their shards: one pass over all shards, however many nodes ask."""
+        roles: dict[int, list[int]] = {}
+        for role, place in enumerate(self.shards):
+            roles.setdefault(place.node, []).append(role)
+        return {
+            node: (tuple(mine), sum(self.shards[role].shard_bytes for role in mine)) for node, mine in roles.items()
+        }
 
     def chunk_count(self, node: int, chunk_bytes: int) -> int:
         """Whole chunks of the node's image."""

@@ -15,9 +15,13 @@ WORLD_SIZE_MAX = 32768  # ranks of one job; bounded by the layout's message size
 NODE_COUNT_MAX = 4096  # nodes of one cluster; bounded by the collector's heartbeat load
 JOB_COUNT_MAX = 16  # jobs on one cluster at once; each has its own slots and credits
 STEP_MAX = 1 << 62  # fits a signed 64-bit integer everywhere
+TIME_S_MAX = 1e10  # of any time that is told: three hundred years; what is longer, or no number, is refused
+AGE_S_MAX = 1e9  # that is believed of what others tell, so that it can grow here and still be told
+STEP_S_MIN = 1e-6  # of a training step; what is shorter was not measured
 TEXT_CHARS_MAX = 4096  # reasons and names inside messages
 
 FORGOTTEN_KEPT = 64  # names of jobs that a node remembers to have forgotten: word of them may still be on its way
+SLOTS_COUNT_MAX = 64  # of one job on one node: so many of its snapshots can be held, be open, or have facts at once
 GIVEN_UP_KEPT = 8  # given-up snapshots repeated in heartbeats; slots bound how many can be open
 LAYOUTS_KEPT = 4  # layouts of a job that a node remembers: the newest plan and those of snapshots still held
 
@@ -73,6 +77,7 @@ CLIENT_HELLO_S = 5.0  # a connection that has not introduced itself for so long 
 
 LEDGER_BYTES = 8 << 20  # room for one copy of the ledger; two copies are held
 
+assert AGE_S_MAX * 2 < TIME_S_MAX
 assert CHUNK_BYTES_MIN < CHUNK_BYTES_MAX
 assert DIGESTS_PER_MESSAGE_MAX * 8 < CONTROL_FRAME_BYTES_MAX
 assert WORLD_SIZE_MAX * 16 < CONTROL_FRAME_BYTES_MAX < LEDGER_BYTES

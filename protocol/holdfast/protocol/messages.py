@@ -48,7 +48,7 @@ from holdfast.protocol.client_messages import (
     StatusAnswer,
     Welcome,
 )
-from holdfast.protocol.fields import Count, JobName, Message, NodeNumber, PackedDigests, RoleNumber, Text
+from holdfast.protocol.fields import Count, JobName, Message, NodeNumber, PackedDigests, RoleNumber, Seconds, Text
 from holdfast.protocol.health import (
     ChunkSuspected,
     DrillAsked,
@@ -145,6 +145,9 @@ __all__ = [
 # --- between daemons -------------------------------------------------------------------------------------------------
 
 
+Snapshots = Annotated[tuple[SnapshotId, ...], Meta(max_length=limits.SLOTS_COUNT_MAX)]  # one per slot
+
+
 class JobReport(Struct, frozen=True):
     """What a node knows and holds of one job; part of every heartbeat."""
 
@@ -154,8 +157,8 @@ class JobReport(Struct, frozen=True):
     layout_version: Count
     committed: SnapshotId | None  # the newest snapshot this node knows to be committed
     committed_layout_id: int | None
-    held: tuple[SnapshotId, ...]  # complete on this node: fact stated, or committed, or rebuilt
-    open: tuple[SnapshotId, ...]  # a slot is open here: chunks of these are welcome
+    held: Snapshots  # complete on this node: fact stated, or committed, or rebuilt
+    open: Snapshots  # a slot is open here: chunks of these are welcome
     staged: SnapshotId | None = None  # sealed on this node and newest
     given_up: Annotated[
         tuple[SnapshotId, ...], Meta(max_length=limits.GIVEN_UP_KEPT)
@@ -164,11 +167,11 @@ class JobReport(Struct, frozen=True):
     rebuilt_bytes: Count = 0  # how many of those a running rebuild has brought back
     rebuild_state: Literal["", "running", "done", "failed"] = ""
     received_bytes: Count = 0  # what the running or last rebuild has received over the network
-    rebuild_s: float = 0.0  # how long it has taken so far, or took
-    roles: tuple[RoleNumber, ...] = ()  # roles attached here now
+    rebuild_s: Seconds = 0.0  # how long it has taken so far, or took
+    roles: Annotated[tuple[RoleNumber, ...], Meta(max_length=limits.WORLD_SIZE_MAX)] = ()  # roles attached here now
     closed: bool = False
     paused: bool = False  # commits nothing until it hears what the job restores: this report stays true
-    protect_s: float = 0.0  # seal to commit of the newest committed snapshot
+    protect_s: Seconds = 0.0  # seal to commit of the newest committed snapshot
     digest_failures: Count = 0
     health: HealthReport = HealthReport()
     pace: PaceReport = PaceReport()

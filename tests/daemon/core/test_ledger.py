@@ -52,3 +52,17 @@ def test_changed_bytes_are_read_or_refused(place: int, change: bytes) -> None:
         assert isinstance(decode_ledger(changed), LedgerRecord)
     except msgspec.DecodeError:
         assert changed != payload
+
+
+def test_a_record_that_contradicts_itself_is_refused() -> None:
+    (job,) = RECORD.jobs
+    plain = msgspec.to_builtins(job)
+    twice = {**plain, "slots": plain["slots"] * 2}
+    others = {**msgspec.to_builtins(RECORD), "jobs": []}
+    for wrong in (
+        encode_ledger(RECORD).replace(msgspec.msgpack.encode(LAYOUT.layout_id), msgspec.msgpack.encode(1 << 63 | 1), 1),
+        msgspec.msgpack.encode({**others, "jobs": [plain] * 2}),
+        msgspec.msgpack.encode({**others, "jobs": [twice]}),
+    ):
+        with pytest.raises(msgspec.DecodeError):
+            decode_ledger(wrong)

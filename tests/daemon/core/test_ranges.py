@@ -107,7 +107,7 @@ def test_a_released_snapshot_is_superseded() -> None:
     cluster = committed_cluster()
     newest = cluster.jobs[0].committed
     assert newest is not None
-    old = SnapshotId(newest.attempt, newest.step - 1)
+    old = SnapshotId(newest.attempt - 1, newest.step)
     heard = cluster.command(2, messages.ReadRange("a", old, 1, 0, 10, 1))
     until(cluster, lambda: heard)
     assert isinstance(heard[0], messages.RangeDenied)

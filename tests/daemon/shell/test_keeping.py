@@ -4,6 +4,7 @@ import mmap
 import os
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from holdfast.daemon.shell.keeping import KeeperLink, LedgerMemory, make_sealed
@@ -81,3 +82,25 @@ def test_descriptors_come_from_the_keeper_by_name() -> None:
     link.hold("late", descriptor)  # the keeper is gone: said in the log, not raised
     link.drop("late")
     link.close()
+
+
+def test_what_a_keeper_says_that_is_not_understood_is_left_and_its_descriptors_closed() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    descriptor = make_sealed("test", 4096)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for message, given in (
+        (b"\xff\xfe ledger", [descriptor]),
+        (b"have nothing", []),
+        (b"have ledger", [descriptor]),
+        (b"have ledger", [descriptor]),
+        (b"lend ledger", [descriptor]),
+        (b"start", []),
+    ):
+        socket.send_fds(ours, [message], given)
+    link = KeeperLink(theirs.detach(), [])
+    assert list(link.held) == ["ledger"]
+    assert len(list(Path("/proc/self/fd").iterdir())) == before + 1
+    link.drop("ledger")
+    link.close()
+    ours.close()
+    os.close(descriptor)

@@ -60,7 +60,7 @@ class Cadences:
         step_s = max(report.step_s for report in reports)
         cycle_s = max(report.cycle_s for report in reports)
         begun = [report.begun.step for report in reports if report.begun and report.begun.attempt == job.attempt]
-        if not step_s or not cycle_s or not begun:
+        if step_s < limits.STEP_S_MIN or not cycle_s or not begun:
             return None
         every = job.every
         needed = _needed(cycle_s / step_s, every_planned=plan.every, slots=len(job.slots))
@@ -68,14 +68,14 @@ class Cadences:
         watch.slow_count = watch.slow_count + 1 if waited and needed > every else 0
         watch.fast_count = watch.fast_count + 1 if needed < every else 0
         if watch.slow_count >= _WIDEN_AFTER:
-            wanted = min(needed, every * _WIDEN_FACTOR_MAX)
+            wanted = min(needed, every * _WIDEN_FACTOR_MAX, limits.STEP_MAX)
         elif watch.fast_count >= _NARROW_AFTER:
             wanted = needed
         else:
             return None
         watch.slow_count = watch.fast_count = 0
         ahead = math.ceil(limits.CADENCE_AHEAD_S / step_s) + 1
-        return Cadence(plan.version, max(begun) + ahead, wanted)
+        return Cadence(plan.version, min(max(begun) + ahead, limits.STEP_MAX), wanted)
 
 
 def _needed(cycle_steps: float, *, every_planned: int, slots: int) -> int:

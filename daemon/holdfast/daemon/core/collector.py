@@ -43,7 +43,8 @@ class Collector:
     cadences: Cadences = field(default_factory=Cadences)
     refused: dict[str, tuple[str, ...]] = field(default_factory=dict)  # job -> why newer ones than the last choice
     heard_s: dict[str, float] = field(default_factory=dict)  # job -> how long hearing all nodes took
-    answered: dict[tuple[str, int], tuple[int, int]] = field(default_factory=dict)  # (job, asker) -> its last question
+    newest: dict[tuple[str, int], tuple[int, int]] = field(default_factory=dict)  # (job, asker) -> its newest question
+    waits_for: dict[tuple[str, int, int], int] = field(default_factory=dict)  # question -> a node that is not heard yet
 
     # --- commit ---
 
@@ -51,7 +52,10 @@ class Collector:
         """A node has protected a snapshot."""
         if snapshot.attempt != job.attempt or (job.committed is not None and snapshot <= job.committed):
             return
-        self.facts.setdefault(job.name, {}).setdefault(snapshot, set()).add(node)
+        facts = self.facts.setdefault(job.name, {})
+        facts.setdefault(snapshot, set()).add(node)
+        if len(facts) > limits.SLOTS_COUNT_MAX:
+            del facts[max(facts)]  # more than can be held anywhere; heartbeats state the true ones again
         self.consider(job)
 
     def reborn(self, node: int) -> None:
@@ -69,7 +73,9 @@ class Collector:
         participants = job.geometry(job.current).participants
         for snapshot in sorted(own | set(open_facts), reverse=True):
             seen = open_facts.get(snapshot, set()) | ({self.ctx.node} if snapshot in own else set())
-            if snapshot.attempt == job.attempt and participants <= seen:
+            # Counted first: of thousands of facts only the last one is worth comparing the sets.
+            enough = len(participants) <= len(seen)
+            if enough and snapshot.attempt == job.attempt and participants <= seen:
                 job.commit(snapshot)
                 if job.committed == snapshot and self.peers.collector == self.ctx.node:
                     self.ctx.tell_all(messages.SnapshotCommitted(job.name, snapshot))
@@ -97,22 +103,26 @@ class Collector:
         """Nothing of this job matters any more."""
         self.cadences.forget(job)
         self.facts.pop(job, None)
-        self.answered = {key: value for key, value in self.answered.items() if key[0] != job}
+        self.newest = {key: value for key, value in self.newest.items() if key[0] != job}
 
     # --- restore ---
 
     def ask(self, job: str, request: int, asker: int, *, fresh: bool = False) -> None:
         """Somebody wants to know what to restore: hear all live nodes, then decide."""
-        if self.answered.get((job, asker)) == (self.peers.incarnation_of(asker), request):
-            return  # heard twice: another answer would begin another attempt
-        if any(q.job == job and q.asker == asker and q.request == request for q in self.queries):
-            return
+        number = self.peers.incarnation_of(asker), request  # grows from question to question
+        if not self._is_news(job, asker, number):
+            return  # heard twice, or late: another answer would begin another attempt, for which no rank waits
         self.queries = [q for q in self.queries if (q.job, q.asker) != (job, asker)]  # it asks again
+        self.waits_for.clear()  # of questions that are not open any more; the open ones look again
         if len(self.queries) >= limits.JOB_COUNT_MAX:
             return  # the asker repeats its question
+        self.newest[job, asker] = number
         now_ns, deadline_ns = self.ctx.now_ns, self.ctx.seconds(limits.HEAR_ALL_S)
         self.queries.append(Query(job, request, asker, now_ns, deadline_ns, told_ns=now_ns, fresh=fresh))
         self.ctx.tell_all(messages.ReportWanted(request, job))
+
+    def _is_news(self, job: str, asker: int, number: tuple[int, int]) -> bool:
+        return number > self.newest.get((job, asker), (0, 0))
 
     def tell_again(self) -> None:
         """Repeat open questions to those that have not answered: a message may be lost with its connection."""
@@ -128,14 +138,30 @@ class Collector:
 
     def unheard(self, query: Query) -> set[int]:
         """Live nodes that have not said since the question came what they hold, and that it stays so for now."""
-        return {
-            peer.node
-            for peer in self.peers.table.values()
-            if self.peers.alive(peer.node)
-            and not (
-                peer.heartbeat_ns >= query.started_ns and ((report := peer.report(query.job)) is None or report.paused)
-            )
-        }
+        return {node for node in self.peers.table if self._is_unheard(node, query)}
+
+    def _is_unheard(self, node: int, query: Query) -> bool:
+        peer = self.peers.table[node]
+        if not self.peers.alive(node):
+            return False
+        return peer.heartbeat_ns < query.started_ns or (
+            (report := peer.report(query.job)) is not None and not report.paused
+        )
+
+    def _waits_for_one(self, query: Query) -> bool:
+        """Whether any node is unheard. Looks first at the one that it last waited for, and goes on from there.
+
+        Each of N nodes answers a question, and each answer asks this: looking at all of them would take N * N looks.
+        """
+        key, table = (query.job, query.asker, query.request), self.peers.table
+        start = self.waits_for.pop(key, 0)
+        count = len(self.ctx.config.nodes)
+        for step in range(count):
+            node = (start + step) % count
+            if node in table and self._is_unheard(node, query):
+                self.waits_for[key] = node
+                return True
+        return False
 
     def ready(self, query: Query) -> bool:
         """Whether every node that may be alive was heard since the question came, or can't be waited for any longer.
@@ -143,10 +169,11 @@ class Collector:
         Who lives and was not heard may commit something newer meanwhile and free what it said it holds: it speaks
         soon, or is soon known to be down.
         """
-        unheard = self.unheard(query)
         if self.ctx.now_ns < query.deadline_ns:
-            return self.peers.settled and not unheard
-        return not unheard or self.ctx.now_ns >= query.deadline_ns + int(limits.PEER_DEADLINE_S * 1e9)
+            return not self._waits_for_one(query) and self.peers.settled
+        return not self._waits_for_one(query) or self.ctx.now_ns >= query.deadline_ns + int(
+            limits.PEER_DEADLINE_S * 1e9
+        )
 
     def decide(
         self,
@@ -171,6 +198,9 @@ class Collector:
         if unheard or not self.peers.all_heard:
             # Who is not heard may know of later attempts, and hold what they staged: the time is later than any.
             attempt = max(attempt, self.ctx.wall_ms)
+        if attempt > limits.STEP_MAX:
+            text = f"an attempt {attempt - 1} was heard of, after which none can be numbered; give the job another name"
+            return messages.RestoreDecided(query.job, query.request, 0, None, None, problem=text)
         candidates = sorted({report.committed for report in reports.values() if report.committed}, reverse=True)
         if not candidates or job is None:
             return messages.RestoreDecided(query.job, query.request, attempt, None, None)

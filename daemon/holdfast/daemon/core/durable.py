@@ -118,7 +118,7 @@ class Durable:
             told = report.durable
             if told.copied is not None and (known.copied is None or told.copied > known.copied):
                 known.copied, known.seconds, known.size_bytes = told.copied, told.seconds, told.size_bytes
-                known.copied_ns = self.ctx.now_ns - int(told.age_s * 1e9)
+                known.copied_ns = self.ctx.now_ns - int(min(told.age_s, limits.AGE_S_MAX) * 1e9)
 
     def _is_due(self, job: Job) -> bool:
         config, known = self.ctx.config, self.table.get(job.name, Copies())

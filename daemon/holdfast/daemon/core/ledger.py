@@ -7,6 +7,7 @@ a worker that dies while writing leaves the other copy whole.
 from typing import Literal
 
 import msgspec
+from holdfast.protocol import limits
 from holdfast.protocol.ids import SnapshotId
 from holdfast.protocol.layout import Layout
 
@@ -35,6 +36,14 @@ class JobRecord(msgspec.Struct, frozen=True):
     slots: tuple[SlotRecord, ...]
     closed: bool
 
+    def __post_init__(self) -> None:
+        known = {layout.layout_id for layout in self.layouts}
+        if self.current_layout_id not in {None, *known}:
+            raise ValueError(f"job {self.name}: expected one of its {len(known)} layouts to be the current one")
+        held = [slot.snapshot for slot in self.slots if slot.snapshot is not None]
+        if len(held) != len(set(held)):
+            raise ValueError(f"job {self.name}: two slots hold the same snapshot")
+
 
 class LedgerRecord(msgspec.Struct, frozen=True):
     """Everything, with enough identity that memory of another node or cluster is never taken for ours."""
@@ -46,6 +55,11 @@ class LedgerRecord(msgspec.Struct, frozen=True):
     worker_session: int
     jobs: tuple[JobRecord, ...] = ()
     incarnations: tuple[int, ...] = ()  # the highest heard of each node, so that one that is superseded stays refused
+
+    def __post_init__(self) -> None:
+        names = {job.name for job in self.jobs}
+        if len(names) != len(self.jobs) or len(names) > limits.JOB_COUNT_MAX:
+            raise ValueError(f"expected at most {limits.JOB_COUNT_MAX} jobs of different names, found {len(self.jobs)}")
 
 
 _decoder = msgspec.msgpack.Decoder(LedgerRecord)

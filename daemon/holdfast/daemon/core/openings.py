@@ -109,6 +109,8 @@ class Openings:
             job.give_up_snapshot(snapshot, f"rank {ahead} went on to step {self.begun[ahead].step}")
             return
         self.wanted.add(snapshot)
+        if len(self.wanted) > limits.SLOTS_COUNT_MAX:
+            self.wanted.remove(max(self.wanted))  # the oldest get their slots first; the others are heard of again
         self.grant()
         if job.no_memory and snapshot in self.wanted:  # better the ranks hear it than that they wait
             job.give_up_snapshot(snapshot, f"memory budget of node {job.ctx.name_of(job.ctx.node)}: {job.no_memory}")

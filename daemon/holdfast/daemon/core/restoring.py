@@ -71,7 +71,6 @@ class Restoring:
             if decided is None:
                 continue
             self.collector.queries.remove(query)
-            self.collector.answered[query.job, query.asker] = (self.peers.incarnation_of(query.asker), query.request)
             self.ctx.tell_all(decided)
             self.decided(decided, asker=query.asker)
 

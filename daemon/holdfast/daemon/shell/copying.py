@@ -4,7 +4,6 @@ Covers starting it, its deadline, and turning its end into an event. This room n
 has the program, and only its name is known here.
 """
 
-import json
 import logging
 import os
 import subprocess
@@ -12,9 +11,12 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Annotated
 
+import msgspec
 from holdfast.daemon.core import actions, events
 from holdfast.protocol import limits
+from holdfast.protocol.fields import Count
 from holdfast.protocol.ids import SnapshotId
 
 log = logging.getLogger(__name__)
@@ -22,6 +24,15 @@ log = logging.getLogger(__name__)
 PROGRAM = "holdfast.client.copy"
 NICENESS = 19  # training comes first
 TEXT_BYTES_MAX = 2000  # of what the process said last: the end of a traceback
+
+
+class _Told(msgspec.Struct, frozen=True):
+    """What the process says of a copy that it made; it says more, for people."""
+
+    attempt: Count
+    step: Count
+    size_bytes: Count
+    seconds: Annotated[float, msgspec.Meta(ge=0, le=limits.COPY_DEADLINE_S * 2)]
 
 
 class Copier:
@@ -73,10 +84,8 @@ class Copier:
             self._report(events.CopyFailed(job, reason))
             return
         try:
-            told = json.loads(said)
-            snapshot = SnapshotId(told["attempt"], told["step"])
-            done = events.DurablyCopied(job, snapshot, int(told["size_bytes"]), float(told["seconds"]))
-        except (ValueError, KeyError, TypeError) as error:
+            told = msgspec.json.decode(said, type=_Told)
+        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
             self._report(events.CopyFailed(job, f"the copying process said something else than expected: {error}"))
             return
-        self._report(done)
+        self._report(events.DurablyCopied(job, SnapshotId(told.attempt, told.step), told.size_bytes, told.seconds))

@@ -17,6 +17,7 @@ import threading
 from collections.abc import Sequence
 
 from holdfast.coding import chunk_digest
+from holdfast.daemon.keeper import HELD_COUNT_MAX
 from holdfast.protocol import limits
 
 log = logging.getLogger(__name__)
@@ -68,14 +69,20 @@ class KeeperLink:
             self._channel = None
 
     def _receive_held(self) -> None:
+        """Take over what the keeper holds. What is not understood is left: it may be of another version."""
         assert self._channel is not None
         self._channel.settimeout(_HANDOVER_S)
-        while True:
+        for _ in range(HELD_COUNT_MAX + 1):
             message, descriptors, _, _ = socket.recv_fds(self._channel, _MESSAGE_BYTES_MAX, 1)
-            verb, _, name = message.decode().partition(" ")
-            if verb != "have":
+            verb, _, name = message.decode(errors="replace").partition(" ")
+            if verb == "have" and descriptors and name not in self._held:
+                self._held[name] = descriptors[0]
+                continue
+            for descriptor in descriptors:
+                os.close(descriptor)
+            if verb in {"start", ""}:  # or the keeper is gone: the loop will bring it back
                 break
-            self._held[name] = descriptors[0]
+            log.warning("expected 'have NAME' with a descriptor, or 'start', found %r: left", message[:64])
         self._channel.settimeout(None)
 
     def hold(self, name: str, descriptor: int) -> None:
