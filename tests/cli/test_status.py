@@ -89,6 +89,12 @@ def test_a_refused_peer_says_why_in_its_row() -> None:
     assert "refused: expected epoch 1, found 2" in render(changed)
 
 
+def test_who_has_an_old_view_of_a_node_is_named_below() -> None:
+    changed = status()
+    changed["nodes"][1]["old_views"] = [{"node": "a", "problem": "dials 127.0.0.1:1, it is at 127.0.0.1:2"}]
+    assert render(changed).endswith("\n\n  old views\n    a of b  dials 127.0.0.1:1, it is at 127.0.0.1:2")
+
+
 def test_headline_counts_losses() -> None:
     assert headline(status(more_losses=0, verdict="UNPROTECTED", reason="b lost")) == (
         "UNPROTECTED  no node can be lost\n  b lost"

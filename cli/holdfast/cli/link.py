@@ -3,6 +3,7 @@
 import socket
 import struct
 import time
+from collections.abc import Sequence
 from os import environ
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,13 +11,17 @@ from typing import Any, TypeVar
 import zmq
 from holdfast.protocol import frames, limits, messages
 from holdfast.protocol.exit_codes import ExitCode, OperatorError
+from holdfast.protocol.trace import AskTrace, TraceAnswer
 
 ANSWER_S = 5.0  # a daemon answers within milliseconds, the collector within a heartbeat; longer means that it hangs
 HEARD_S = 2 * limits.JOIN_S  # by then a fresh collector has heard every node that lives
 LOOK_S = 0.2  # between two looks at the status
+TRACES_AT_ONCE = 16  # nodes asked for what they remember: a megabyte each at most waits in the daemon's queue
 _CREDENTIALS = struct.Struct("iII")  # pid, uid, gid
 
-T = TypeVar("T", messages.StatusAnswer, messages.RecoverAnswer, messages.ForgetAnswer, messages.DrillAnswer)
+T = TypeVar(
+    "T", messages.StatusAnswer, messages.RecoverAnswer, messages.ForgetAnswer, messages.DrillAnswer, TraceAnswer
+)
 
 
 def new_keypair() -> tuple[str, str]:
@@ -62,6 +67,7 @@ class Daemon:
                 "use the holdfast command of the same version",
             )
         self.welcome = welcome
+        self._request = 1
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
         self._dealer = self._context.socket(zmq.DEALER)
         self._dealer.setsockopt(zmq.ROUTING_ID, welcome.token.encode())
@@ -111,8 +117,25 @@ class Daemon:
         """Free all that a job holds. Returns whether the daemon knew the job."""
         return self._ask(messages.AskForget(job), messages.ForgetAnswer).found
 
+    def traces(self, nodes: Sequence[int], newest: int) -> list[TraceAnswer]:
+        """What each of these nodes remembers of its newest snapshots; the daemon answers for those that don't."""
+        found: list[TraceAnswer] = []
+        for start in range(0, len(nodes), TRACES_AT_ONCE):
+            open_requests = {self._request + index: node for index, node in enumerate(nodes[start:][:TRACES_AT_ONCE])}
+            self._request += len(open_requests)
+            for request, node in open_requests.items():
+                self._dealer.send(frames.encode(AskTrace(request, node, newest)))
+            while open_requests:
+                answer = self._answer(TraceAnswer)
+                if open_requests.pop(answer.request, None) is not None:
+                    found.append(answer)
+        return found
+
     def _ask(self, question: messages.ClientMessage, kind: type[T]) -> T:
         self._dealer.send(frames.encode(question))
+        return self._answer(kind)
+
+    def _answer(self, kind: type[T]) -> T:
         deadline_s = time.monotonic() + ANSWER_S
         while (left_s := deadline_s - time.monotonic()) > 0:
             if not self._dealer.poll(int(left_s * 1000) + 1):

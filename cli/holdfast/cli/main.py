@@ -26,6 +26,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "check": ("holdfast.cli.check", "for monitors: exit 0 ok, 1 warning, 2 critical, 3 unknown"),
     "recover": ("holdfast.cli.recover", "rebuild what a replaced node lost, with progress"),
     "upgrade": ("holdfast.cli.upgrade", "replace this node's worker (new code, config, keys); every snapshot stays"),
+    "trace": ("holdfast.cli.trace", "a Chrome trace of the last snapshots and recoveries, on all nodes"),
     "drill": ("holdfast.cli.drill", "prove on live data that what is committed can be rebuilt"),
     "forget": ("holdfast.cli.forget", "free all memory that a finished job holds, on every node"),
     "export": ("holdfast.cli.export", "write a committed step as a torch checkpoint, readable without Holdfast"),

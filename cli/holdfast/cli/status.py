@@ -129,6 +129,13 @@ def render(status: dict[str, Any]) -> str:
         blocks.append("  last recovery, as recorded on\n" + pairs(records, indent="    "))
     header = ["node", "group", "state", "address", "arena", "holds"]
     blocks.append(table(header, [_node_cells(node) for node in status["nodes"]]))
+    old = [
+        (f"{view['node']} of {node['name']}", view["problem"])
+        for node in status["nodes"]
+        for view in node.get("old_views", ())
+    ]
+    if old:
+        blocks.append("  old views\n" + pairs(old, indent="    "))
     return "\n\n".join(blocks)
 
 

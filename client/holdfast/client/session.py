@@ -13,6 +13,7 @@ from holdfast.protocol import limits, messages
 from holdfast.protocol.cadence import Cadence, remembered
 from holdfast.protocol.ids import SnapshotId
 from holdfast.protocol.layout import Layout
+from holdfast.protocol.trace import TraceAnswer
 
 
 class ProtocolMismatchError(Exception):
@@ -82,6 +83,8 @@ class Session:
                 self.ranges_denied[request] = message
             case messages.StatusAnswer() | messages.RecoverAnswer() | messages.ForgetAnswer() | messages.DrillAnswer():
                 pass  # answers to commands; a rank never asks
+            case TraceAnswer():
+                pass  # likewise
             case _:
                 assert_never(message)
 

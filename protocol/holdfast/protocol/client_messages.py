@@ -11,6 +11,7 @@ from holdfast.protocol.cadence import CadenceAnnounced
 from holdfast.protocol.fields import Count, JobName, Message, NodeNumber, RoleNumber, Text
 from holdfast.protocol.ids import SnapshotId
 from holdfast.protocol.layout import Layout
+from holdfast.protocol.trace import AskTrace, TraceAnswer
 from msgspec import Meta
 
 # --- trainers and commands to their daemon ---------------------------------------------------------------------------
@@ -147,6 +148,7 @@ ClientMessage = (
     | AskRecover
     | AskForget
     | AskDrill
+    | AskTrace
 )
 
 
@@ -325,5 +327,6 @@ DaemonMessage = (
     | RecoverAnswer
     | ForgetAnswer
     | DrillAnswer
+    | TraceAnswer
 )
 DoorMessage = Welcome | MemoryGiven

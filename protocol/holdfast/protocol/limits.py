@@ -72,6 +72,13 @@ CADENCE_AHEAD_S = 1.5  # how far ahead another cadence is announced: three heart
 ALLOCATE_DEADLINE_S = 120.0  # populating memory: slow kernels do 2 GiB/s
 REFUSAL_PAUSE_S = 10.0  # between two log lines on strangers refused for the same reason
 
+TRACE_SPANS_KEPT = 4096  # that a node remembers: over a hundred snapshots of eight ranks; they fit in one frame
+TRACE_SPAN_BYTES_MAX = 240  # of one of them in a frame: names, three numbers and a note
+TRACE_NOTE_CHARS_MAX = 80  # how a stage ended, if not well
+TRACE_PAUSE_S = 30.0  # nothing of a stage happened for so long: what comes then is another time through it
+TRACE_PATIENCE_S = 2.0  # how long a node that is asked what it remembers is waited for
+TRACE_ASKS_COUNT_MAX = 256  # such questions open on one node
+
 CLIENT_COUNT_MAX = 256  # trainers and commands attached to one daemon
 CLIENT_HELLO_S = 5.0  # a connection that has not introduced itself for so long is closed
 
@@ -90,4 +97,5 @@ assert CHUNK_DEADLINE_S * 2 < PROTECT_STALL_S
 assert AGREEMENT_STRIPES_MAX * 256 * 4 < CONTROL_FRAME_BYTES_MAX
 assert RANGES_PER_CLIENT_COUNT_MAX <= RANGE_COUNT_MAX
 assert PEER_DEADLINE_S < SUM_PATIENCE_S
+assert TRACE_SPANS_KEPT * TRACE_SPAN_BYTES_MAX < CONTROL_FRAME_BYTES_MAX
 assert SUM_CHUNKS_MIN * CHUNK_BYTES_MAX <= READ_RANGE_BYTES_MAX

@@ -60,6 +60,8 @@ from holdfast.protocol.health import (
 )
 from holdfast.protocol.ids import SnapshotId
 from holdfast.protocol.layout import Layout
+from holdfast.protocol.trace import TraceGiven, TraceWanted
+from holdfast.protocol.views import PeerView
 from msgspec import Meta, Struct
 
 __all__ = [
@@ -190,6 +192,8 @@ class Heartbeat(Message, frozen=True):
     jobs: Annotated[tuple[JobReport, ...], Meta(max_length=limits.JOB_COUNT_MAX)]
     engine: Text = ""
     recovery_record: Text = ""  # the file of the newest one, on that node
+    address: Text = ""  # of its control plane, as its own config has it; empty: of a version that doesn't tell
+    views: Annotated[tuple[PeerView, ...], Meta(max_length=limits.NODE_COUNT_MAX)] = ()
 
 
 class WantLayout(Message, frozen=True):
@@ -452,6 +456,8 @@ PeerMessage = (
     | StatusWanted
     | StatusGiven
     | JobForgotten
+    | TraceWanted
+    | TraceGiven
     | Refused
 )
 

@@ -9,8 +9,10 @@ from holdfast.daemon.core.offers import Offers
 from holdfast.daemon.core.ranges import Ranges
 from holdfast.daemon.core.registry import Registry
 from holdfast.daemon.core.restoring import Restoring
+from holdfast.daemon.core.trace_asks import TraceAsks
 from holdfast.protocol import limits, messages
 from holdfast.protocol.exit_codes import ExitCode
+from holdfast.protocol.trace import AskTrace
 
 
 @dataclass(slots=True)
@@ -24,6 +26,7 @@ class ClientSide:
     asks: Asks
     offers: Offers
     ranges: Ranges
+    trace_asks: TraceAsks
 
     def said(self, client: int, message: messages.ClientMessage) -> None:
         """A trainer or command of this host said something."""
@@ -42,6 +45,8 @@ class ClientSide:
                 self.ranges.close(client, request)
             case messages.AskDrill(stripes):
                 self.asks.drill(client, stripes)
+            case AskTrace():
+                self.trace_asks.ask(client, message)
             case messages.AskForget(job):
                 attempt = known.job.attempt if (known := self.registry.get(job)) is not None else 0
                 found = self.registry.forget(job)

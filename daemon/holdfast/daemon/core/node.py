@@ -29,6 +29,8 @@ from holdfast.daemon.core.registry import JobParts, Registry
 from holdfast.daemon.core.restoring import Restoring
 from holdfast.daemon.core.slot import Phase
 from holdfast.daemon.core.sums import Sums
+from holdfast.daemon.core.trace import Trace
+from holdfast.daemon.core.trace_asks import TraceAsks
 from holdfast.protocol import limits, messages
 
 
@@ -50,6 +52,8 @@ class Node:
         self.sums = Sums(ctx, self.registry)
         self.offers = Offers(ctx, self.peers, self.registry, self.collector)
         self.ranges = Ranges(ctx, self.arena, self.peers, self.registry, self.offers, self.pursuits)
+        self.trace = Trace(started_ns)
+        self.trace_asks = TraceAsks(ctx, self.peers, self.trace)
         self.peer_side = PeerSide(
             ctx,
             self.peers,
@@ -61,9 +65,10 @@ class Node:
             self.pursuits,
             self.offers,
             self.ranges,
+            self.trace_asks,
         )
         self.client_side = ClientSide(
-            ctx, self.registry, self.collector, self.restoring, self.asks, self.offers, self.ranges
+            ctx, self.registry, self.collector, self.restoring, self.asks, self.offers, self.ranges, self.trace_asks
         )
         self.clients: set[int] = set()
         self.heartbeat_ns = 0
@@ -111,6 +116,7 @@ class Node:
             # It was this process that heard nothing, not the others that said nothing: what they said waits in sockets.
             self.peers.excuse(stood_still_ns)
             self.collector.excuse(stood_still_ns)
+        self.trace.saw(event, now_ns)
         match event:
             case events.TimePassed():
                 self._tick(event)
@@ -138,14 +144,19 @@ class Node:
         return self._flush()
 
     def _flush(self) -> list[Action]:
+        actions, self.ctx.actions = self._ordered(), []
+        for action in actions:
+            self.trace.did(action)
+        return actions
+
+    def _ordered(self) -> list[Action]:
         state = ledger_side.state(self.registry, self.peers)
-        actions, self.ctx.actions = self.ctx.actions, []
         if state == self.written:
-            return actions
+            return self.ctx.actions
         self.written = state
         # The ledger must never call a snapshot complete whose digest table is not, so the table goes first.
-        tables = [action for action in actions if isinstance(action, StoreDigests)]
-        others = [action for action in actions if not isinstance(action, StoreDigests)]
+        tables = [action for action in self.ctx.actions if isinstance(action, StoreDigests)]
+        others = [action for action in self.ctx.actions if not isinstance(action, StoreDigests)]
         return [*tables, WriteLedger(ledger_side.record(self.registry, self.peers)), *others]
 
     def check(self) -> None:
@@ -172,6 +183,7 @@ class Node:
         self.records.tick()
         self.restoring.tick()
         self.asks.tick()
+        self.trace_asks.tick()
         self.sums.tick()
         self.offers.tick()
         self.ranges.tick()
@@ -185,6 +197,7 @@ class Node:
         self.clients.discard(client)
         self.restoring.client_gone(client)
         self.asks.client_gone(client)
+        self.trace_asks.client_gone(client)
         self.offers.client_gone(client)
         self.ranges.client_gone(client)
         for parts in self.registry:

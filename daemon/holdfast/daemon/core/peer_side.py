@@ -19,9 +19,11 @@ from holdfast.daemon.core.registry import Registry
 from holdfast.daemon.core.restoring import Restoring
 from holdfast.daemon.core.slot import COMPLETE
 from holdfast.daemon.core.sums import Sums
+from holdfast.daemon.core.trace_asks import TraceAsks
 from holdfast.protocol import limits, messages
 from holdfast.protocol.health import ChunkSuspected, DrillAsked, FingerprintsGiven, WantFingerprints
 from holdfast.protocol.ids import SnapshotId
+from holdfast.protocol.trace import TraceGiven, TraceWanted
 
 
 @dataclass(slots=True)
@@ -38,6 +40,7 @@ class PeerSide:
     pursuits: Pursuits
     offers: Offers
     ranges: Ranges
+    trace_asks: TraceAsks
     strangers: dict[str, tuple[int, int]] = field(default_factory=dict)  # kind -> (said again from, unsaid count)
 
     def refused(self, event: events.PeerRefused) -> None:
@@ -152,6 +155,10 @@ class PeerSide:
                 self.offers.wanted(node, message)
             case messages.CommittedGiven():
                 self.offers.given(message)
+            case TraceWanted():
+                self.trace_asks.wanted(node, message)
+            case TraceGiven():
+                self.trace_asks.given(message)
             case _:
                 self._peer_job_message(node, message)
 

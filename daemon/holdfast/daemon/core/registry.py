@@ -75,7 +75,7 @@ class Registry:
             )
             for parts in self
         ]
-        return report.heartbeat(self.ctx, self.arena, reports)
+        return report.heartbeat(self.ctx, self.arena, self.peers, reports)
 
     def status(self) -> dict[str, object]:
         """The cluster as this node sees it."""

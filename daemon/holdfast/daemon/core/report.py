@@ -14,6 +14,7 @@ from holdfast.daemon.core.job import Job
 from holdfast.daemon.core.peers import Peers
 from holdfast.daemon.core.rebuild import Rebuild
 from holdfast.daemon.core.slot import COMPLETE, Phase
+from holdfast.daemon.core.views import old_views, told_views
 from holdfast.protocol.health import DrillReport
 from holdfast.protocol.ids import SnapshotId
 from holdfast.protocol.messages import Heartbeat, JobReport
@@ -51,7 +52,7 @@ def job_report(job: Job, rebuild: Rebuild, drill: DrillReport) -> JobReport:
     )
 
 
-def heartbeat(ctx: Context, arena: Arena, reports: list[JobReport]) -> Heartbeat:
+def heartbeat(ctx: Context, arena: Arena, peers: Peers, reports: list[JobReport]) -> Heartbeat:
     """This node's heartbeat."""
     return Heartbeat(
         config_digest=ctx.config_digest,
@@ -62,6 +63,8 @@ def heartbeat(ctx: Context, arena: Arena, reports: list[JobReport]) -> Heartbeat
         jobs=tuple(reports),
         engine=ctx.engine,
         recovery_record=ctx.recovery_record,
+        address=ctx.config.nodes[ctx.node].address,
+        views=told_views(ctx, peers),
     )
 
 
@@ -71,7 +74,10 @@ def status(ctx: Context, peers: Peers, own: Heartbeat, jobs: dict[str, Job]) -> 
         {report.job for report in own.jobs} | {r.job for p in peers.table.values() for r in _jobs(peers, p.node)}
     )
     job_rows = [_job_row(ctx, peers, own, jobs.get(name), name) for name in names]
-    node_rows = [_node_row(ctx, peers, own, node) for node in range(len(ctx.config.nodes))]
+    old = old_views(ctx, peers, own)
+    node_rows = [
+        _node_row(ctx, peers, own, node) | {"old_views": old.get(node, [])} for node in range(len(ctx.config.nodes))
+    ]
     verdict, reason, more_losses = _verdict(ctx, job_rows, node_rows)
     unheard = peers.unheard()
     return {
