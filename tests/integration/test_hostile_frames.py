@@ -140,6 +140,29 @@ def test_a_crowd_at_the_door_is_bounded(unharmed: LocalCluster) -> None:
     unharmed.wait_status(lambda status: status["verdict"] == "HEALTHY", "an answer after the crowd has gone")
 
 
+@pytest.mark.parametrize("which", ["control", "bulk"])
+def test_a_crowd_at_a_port_is_bounded_and_ends_nobody(unharmed: LocalCluster, which: str) -> None:
+    """More connections than the process had descriptors would end it; those who are connected stay so."""
+    port = unharmed.ports[0] if which == "control" else bulk_port(unharmed, 0)
+    shut = f"port {port} ({which}): expected at most 134 connections"
+    crowd = []
+    try:
+        for _ in range(600):
+            raw = socket.socket()
+            crowd.append(raw)
+            raw.setblocking(False)
+            raw.connect_ex(("127.0.0.1", port))
+        unharmed.wait_log(0, shut)
+        with pytest.raises(TimeoutError):
+            socket.create_connection(("127.0.0.1", port), timeout=0.3).close()
+        is_serving(unharmed, "meanwhile")
+    finally:
+        for raw in crowd:
+            raw.close()
+    until(lambda: "new ones are taken again" in unharmed.log(0).rpartition(shut)[2], "the port to open")
+    tcp(port).close()
+
+
 class Stranger:
     """Speaks ZeroMQ to a daemon's control port or client endpoint."""
 

@@ -40,7 +40,7 @@ _SLACK_BYTES = 64 << 10
 _REREAD_S = 2.0  # between two looks into the keys folder: strangers who knock cost no more than that
 _TCP_OPTIONS = {
     zmq.LINGER: 0, zmq.IPV6: 1, zmq.HEARTBEAT_IVL: 1000, zmq.HEARTBEAT_TIMEOUT: 3000, zmq.TCP_MAXRT: 3000,
-    zmq.CONNECT_TIMEOUT: 2000, zmq.RECONNECT_IVL: 100, zmq.RECONNECT_IVL_MAX: 1000,
+    zmq.HANDSHAKE_IVL: 5000, zmq.CONNECT_TIMEOUT: 2000, zmq.RECONNECT_IVL: 100, zmq.RECONNECT_IVL_MAX: 1000,
 }  # fmt: skip
 _HANDSHAKE_FAILED = (
     zmq.Event.HANDSHAKE_FAILED_AUTH | zmq.Event.HANDSHAKE_FAILED_PROTOCOL | zmq.Event.HANDSHAKE_FAILED_NO_DETAIL

@@ -32,6 +32,7 @@ from holdfast.daemon.shell.bulk import BulkPlane, Outgoing
 from holdfast.daemon.shell.coder import Coder, coding_threads
 from holdfast.daemon.shell.copying import Copier
 from holdfast.daemon.shell.door import Door
+from holdfast.daemon.shell.gates import Gates, ask_for_descriptors
 from holdfast.daemon.shell.keeping import KeeperLink, LedgerMemory
 from holdfast.daemon.shell.keys import Keys, load_keys
 from holdfast.daemon.shell.machine import MachineMemory
@@ -103,6 +104,7 @@ class Worker:
         sealing = sealing_of(config, node)
         self.control = ControlPlane(config, node, keys, self.zmq_context, sealing)
         self.bulk = BulkPlane(config, node, self.bulk_context, self.inbox.put, sealing)
+        self.gates = Gates({config.nodes[node].port: "control", self.bulk.port: "bulk"}, len(config.nodes))
         self.arena = ArenaMemory(link, threads=coding_threads())
         engine = _engine_of(config)
         self.meters = Meters(chunk_bytes=config.chunk_bytes, version=version("holdfast"), engine_detail=engine.detail)
@@ -226,6 +228,7 @@ class Worker:
                 next_tick_ns = time.monotonic_ns() + _TICK_MS * 1_000_000
                 self._handle(events.TimePassed(self.machine.free_bytes()))
                 self.control.redial()
+                self.gates.look()
                 if time.monotonic_ns() >= self.alive_ns:
                     self.alive_ns = time.monotonic_ns() + _ALIVE_NS
                     self.link.say_alive()
@@ -435,6 +438,7 @@ def _start(arguments: argparse.Namespace) -> int:
         "--socket",
         str(arguments.socket),
     ]
+    ask_for_descriptors()
     worker = Worker(config, node, keys, door, KeeperLink(arguments.keeper_fd, own_arguments))
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, worker.stop)
