@@ -24,7 +24,8 @@ FIRST ?= 0
 sim: $(READY)
 	cd tests && ../$(BIN)/python -m sim.batch --seeds $(SEEDS) --first $(FIRST)
 
-# Real daemons under a seeded schedule of kills, stops, losses and bit flips: make chaos MINUTES=30 CHAOS_SEED=1
+# Real daemons under a seeded schedule of kills, stops, losses, cut and slow links, full memory and bit flips, in namespaces
+# where root or user namespaces allow them: make chaos MINUTES=30 CHAOS_SEED=1
 MINUTES ?= 5
 CHAOS_SEED ?= 1
 chaos: $(READY)

@@ -27,6 +27,7 @@ from holdfast.protocol import messages
 from holdfast.protocol.exit_codes import OperatorError
 from holdfast.protocol.ids import SnapshotId
 from holdfast.protocol.layout import Layout, ShardPlace
+from namespaces import Namespaces
 from references import MIB, machine, ratio, say, wait_for
 
 JOB = "bench"
@@ -103,35 +104,22 @@ class Shaped(Network):
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         super().__init__(arguments)
-        self.tag = f"h{os.getpid() % 100000}"
-        self.addresses = [f"10.77.0.{node + 1}:7000" for node in range(arguments.nodes)]
+        self.spaces = Namespaces(arguments.nodes, burst_bytes=BURST_BYTES)
+        self.addresses = self.spaces.addresses
 
     def make(self) -> None:
         """Make the bridge and the namespaces."""
-        rate = f"{int(self.arguments.gbytes_per_s * 8e9)}bit"
-        shape = ["root", "tbf", "rate", rate, "burst", str(BURST_BYTES), "latency", "100ms"]
-        _run("ip", "link", "add", f"{self.tag}b", "type", "bridge")
-        _run("ip", "link", "set", f"{self.tag}b", "up")
+        self.spaces.make()
         for node in range(self.arguments.nodes):
-            space, outer = f"{self.tag}n{node}", f"{self.tag}v{node}"
-            _run("ip", "netns", "add", space)
-            _run("ip", "link", "add", outer, "type", "veth", "peer", "name", "eth0", "netns", space)
-            _run("ip", "link", "set", outer, "master", f"{self.tag}b", "up")
-            _run("ip", "-n", space, "addr", "add", f"10.77.0.{node + 1}/24", "dev", "eth0")
-            _run("ip", "-n", space, "link", "set", "eth0", "up")
-            _run("ip", "-n", space, "link", "set", "lo", "up")
-            _run("tc", "qdisc", "add", "dev", outer, *shape)
-            _run("tc", "-n", space, "qdisc", "add", "dev", "eth0", *shape)
+            self.spaces.slow(node, self.arguments.gbytes_per_s * 1e9)
 
     def remove(self) -> None:
         """Remove all of it."""
-        for node in range(self.arguments.nodes):
-            subprocess.run(["ip", "netns", "del", f"{self.tag}n{node}"], check=False, capture_output=True)
-        subprocess.run(["ip", "link", "del", f"{self.tag}b"], check=False, capture_output=True)
+        self.spaces.remove()
 
     def inside(self, node: int) -> list[str]:
         """Run in the node's namespace."""
-        return ["ip", "netns", "exec", f"{self.tag}n{node}"]
+        return self.spaces.inside(node)
 
 
 class Lab:

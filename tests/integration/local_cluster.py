@@ -1,6 +1,6 @@
-"""A cluster of real daemons on loopback: started, looked at through /proc and the command line, killed, replaced.
+"""A cluster of real daemons: started, looked at through /proc and the command line, killed, replaced.
 
-Covers processes only; what the daemons hold is asked from them.
+On loopback, unless told other addresses. Covers processes only; what the daemons hold is asked from them.
 """
 
 import contextlib
@@ -102,9 +102,13 @@ class LocalCluster:
         bulk: str = "digest",
         group_size: int = 8,
         settings: tuple[str, ...] = (),
+        addresses: list[str] | None = None,
+        inside: Callable[[int], list[str]] = lambda node: [],
     ) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="hf-"))
+        self.inside = inside  # what to put before a node's command, to run it somewhere else
         self.ports = ports or free_ports(nodes)
+        addresses = addresses or [f"127.0.0.1:{port}" for port in self.ports]
         self.names = [f"n{index}" for index in range(nodes)]
         self.keepers: dict[int, subprocess.Popen[bytes]] = {}
         self.config = self.folder / "cluster.toml"
@@ -115,8 +119,8 @@ class LocalCluster:
         lines += settings
         if keys_dir is not None:
             lines += ["[security]", f'keys_dir = "{keys_dir}"', f'bulk = "{bulk}"']
-        for node, port in zip(self.names, self.ports, strict=True):
-            lines += ["[[node]]", f'name = "{node}"', f'address = "127.0.0.1:{port}"']
+        for node, address in zip(self.names, addresses, strict=True):
+            lines += ["[[node]]", f'name = "{node}"', f'address = "{address}"']
         self.config.write_text("\n".join(lines) + "\n")
 
     def __enter__(self) -> Self:
@@ -142,7 +146,7 @@ class LocalCluster:
         worker = ["--config", str(self.config), "--node", self.names[node], "--socket", str(self.socket(node))]
         with self.log_path(node).open("ab") as log:
             self.keepers[node] = subprocess.Popen(
-                [sys.executable, "-m", "holdfast.daemon.keeper", "--", *worker],
+                [*self.inside(node), sys.executable, "-m", "holdfast.daemon.keeper", "--", *worker],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
