@@ -20,7 +20,10 @@ from pathlib import Path
 from sim.scenario import PROFILES, ScenarioError, run
 
 # Small clusters are cheap and fail for the same reasons as wide ones, so most runs are of them.
-MIX = ("everything", "restarts", "losses", "crashes", "reads", "beyond", "losses", "crashes", "everything", "wide")
+MIX = (
+    *["few"] * 40, "restarts", "restarts", "losses", "losses", "crashes", "reads", "beyond", "strays", "everything", "wide"
+)  # fmt: skip
+PROGRESS_CLUSTERS = 1000  # between two lines that say how far it is
 BATCH_PER_PROCESS = 60  # clusters queued at once
 RUNS_PER_PROCESS = 200  # then a fresh one, so that nothing adds up
 
@@ -88,6 +91,8 @@ def main() -> int:
                 played[profile] += 1
                 cpu_s, events = cpu_s + taken_s, events + event_count
                 slowest = max(slowest, (taken_s, profile, seed))
+                if sum(played.values()) % PROGRESS_CLUSTERS == 0:
+                    say(f"{sum(played.values())} clusters, {cpu_s:.0f} CPU-s")
                 if problem:
                     failed[profile] += 1
                     say(f"FAILED {profile} {seed} commit {mark}: {re.sub(r'^seed .*? s, ', '', problem)[:400]}")

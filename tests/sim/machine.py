@@ -156,7 +156,7 @@ class Worker:
     def __init__(self, machine: Machine, node: Node) -> None:
         self.machine, self.world, self.node = machine, machine.world, node
         self.dead = False
-        self.frozen_until_ns = 0
+        self.frozen_until_ns = self.received_ns = 0
         self.crash_after_actions: int | None = None
         self.clients: dict[int, Client] = {}
         self.next_client = 1
@@ -171,6 +171,11 @@ class Worker:
     def put(self, event: events.Event, delay_s: float = 0.0001) -> None:
         """An event of another thread: the loop takes it a little later."""
         self.world.after(self.world.between(0, delay_s), lambda: self.handle(event))
+
+    def received(self, event: events.ChunkArrived) -> None:
+        """What the one thread that receives chunks reports: in order, since the first frame of a key is the one kept."""
+        self.received_ns = max(self.received_ns + 1, self.world.now_ns + int(self.world.between(0, 0.001) * 1e9))
+        self.world.at(self.received_ns, lambda: self.handle(event))
 
     def handle(self, event: events.Event) -> None:
         """The loop's turn."""
@@ -312,7 +317,7 @@ class Worker:
             config = receiver.config
             read = frames.decode_header(frame, cluster=config.cluster_name, epoch=config.epoch)
             worker.frames.setdefault(key_of(read), payload)
-            worker.put(events.ChunkArrived(read, chunk_digest(payload)), 0.001)
+            worker.received(events.ChunkArrived(read, chunk_digest(payload)))
 
         self.world.after(self.world.between(0, 0.003), leave)
 

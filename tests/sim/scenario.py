@@ -16,6 +16,7 @@ SMALL = (
     (1, 1, 0), (2, 2, 1), (3, 3, 0), (3, 3, 1), (4, 4, 1), (4, 4, 2),
     (5, 5, 2), (6, 6, 2), (6, 3, 1), (9, 3, 1), (7, 4, 1), (8, 8, 3),
 )  # fmt: skip
+FEW = ((2, 2, 1), (3, 3, 1), (3, 3, 0), (4, 4, 2), (4, 2, 1))
 WIDE = ((12, 4, 2), (16, 8, 2), (24, 8, 2), (33, 8, 1), (64, 8, 2))
 
 FAULTS_S = 25.0  # how long faults happen
@@ -48,11 +49,13 @@ class Profile:
     readers: bool = False  # on every node a client reads what is committed, all the time
     codes: tuple[tuple[int, int, int], ...] = SMALL  # (nodes, group size, parity)
     wide: bool = False  # big clusters, so small jobs
+    few: bool = False  # small clusters of jobs that are not hasty: many fit in an hour
     beyond: bool = False  # the faults end with more losses than parity covers
 
 
 PROFILES = {
     "everything": Profile(faults.EVERYTHING),
+    "few": Profile(faults.EVERYTHING, codes=FEW, few=True, pause_s=1.5),
     "restarts": Profile(
         (
             faults.worker_crash,
@@ -107,7 +110,9 @@ def shape_of(world: World, profile: Profile) -> ClusterShape:
             (node, draw.choice([1, 63, 64, 65, 200, 500, draw.randint(1, 1500)]))
             for node in range(node_count)
             if node not in idle
-            for _ in range(1 if profile.wide else draw.choice([1, 1, 1, 1, 2, 2, 3, 8]))
+            for _ in range(
+                1 if profile.wide else draw.choice([1, 1, 1, 2] if profile.few else [1, 1, 1, 1, 2, 2, 3, 8])
+            )
         ]
         draw.shuffle(shards)
         jobs.append(
@@ -115,7 +120,9 @@ def shape_of(world: World, profile: Profile) -> ClusterShape:
                 name,
                 tuple(shards),
                 every=draw.choice([1, 1, 3]),
-                step_s=draw.choice([1.0, 2.0] if profile.wide else [0.02, 0.1, 0.1, 0.4, 0.4]),
+                step_s=draw.choice(
+                    [1.0, 2.0] if profile.wide else [0.2, 0.4] if profile.few else [0.02, 0.1, 0.1, 0.4, 0.4]
+                ),
                 stall_s=draw.choice([2.0, 10.0]),
                 copy_s_max=draw.choice([0.03, 0.03, 0.03, 2.0]),
             )

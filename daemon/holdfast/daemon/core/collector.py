@@ -204,7 +204,8 @@ class Collector:
         candidates = sorted({report.committed for report in reports.values() if report.committed}, reverse=True)
         if not candidates or job is None:
             return messages.RestoreDecided(query.job, query.request, attempt, None, None)
-        problems = []
+        problems: list[str] = []
+        kept: tuple[SnapshotId, Layout] | None = None
         for snapshot in candidates:
             layout = self._layout_of(snapshot, job, reports)
             if layout is None:
@@ -213,6 +214,7 @@ class Collector:
                 problems.append(f"{snapshot}: no live node knows its layout")
                 continue
             geometry = job.geometry(job.learn_layout(layout))
+            kept = kept or (snapshot, layout)
             problem = self._problem(snapshot, geometry, reports)
             if not problem:
                 self.refused[query.job] = tuple(problems)
@@ -220,7 +222,8 @@ class Collector:
                 return messages.RestoreDecided(query.job, query.request, attempt, snapshot, layout)
             problems.append(problem)
         if query.fresh:
-            return messages.RestoreDecided(query.job, query.request, attempt, None, None)
+            # Who can't be heard now may hold it, and another life may want it: only a newer commit takes its place.
+            return messages.RestoreDecided(query.job, query.request, attempt, *(kept or (None, None)))
         return messages.RestoreDecided(query.job, query.request, 0, None, None, problem="; ".join(problems)[:4000])
 
     def _layout_of(self, snapshot: SnapshotId, job: Job, reports: dict[int, JobReport]) -> Layout | None:
