@@ -274,18 +274,24 @@ def answer_an_old_question(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Collector, "_is_news", is_another)
 
 
+def forget_who_was_superseded(patch: pytest.MonkeyPatch) -> None:
+    """A restarted worker believes an older holder of a slot again."""
+    patch.setattr(Peers, "resume", lambda *_: None)
+
+
 # Each mutation with a run that catches it: profile and seed.
 CAUGHT_BY: tuple[tuple[Mutation, str, int], ...] = (
     (commit_on_one_fact_less, "losses", 0),
     (release_before_commit, "losses", 0),
     (skip_the_digest_at_arrival, "losses", 0),
-    (take_work_for_another_snapshot, "everything", 20),
+    (take_work_for_another_snapshot, "everything", 4),
     (forget_a_stated_fact, "crashes", 1),
     (trust_what_was_rebuilt, "losses", 0),
-    (deny_what_was_stated, "crashes", 0),
+    (deny_what_was_stated, "crashes", 1),
     (count_a_duplicate_twice, "everything", 0),
     (seal_without_one_role, "losses", 1),
     (accept_an_old_epoch, "strays", 0),
     (decide_on_an_old_word, "restarts", 2000011),
     (answer_an_old_question, "crashes", 3852958109),
+    (forget_who_was_superseded, "reads", 1001154),
 )

@@ -63,3 +63,30 @@ def test_who_begins_anew_is_not_held_up_by_what_can_not_be_recovered() -> None:
     assert isinstance(fresh[0], messages.RestoreAnswer)
     assert (fresh[0].problem, fresh[0].snapshot) == ("", None)
     assert fresh[0].attempt > 0
+
+
+def test_who_begins_anew_while_nodes_are_not_heard_leaves_what_they_hold_to_the_next_life() -> None:
+    shape = ClusterShape(
+        node_count=3,
+        parity=1,
+        group_size=3,
+        jobs=(JobShape("a", ((0, 100), (1, 65), (2, 65)), step_s=1.0),),
+        network=NetworkFaults(delay_s=0.001, delay_s_max=0.001),
+    )
+    cluster = Cluster(1, shape)
+    cluster.start()
+    job, world = cluster.jobs[0], cluster.world
+    assert world.run_until(lambda: job.committed is not None, deadline_s=60.0)
+    job.stopped = True
+    job.kill("it ends")
+    world.run_until(lambda: False, deadline_s=world.now_s + 3.0)  # what was under way is committed or given up
+    cluster.partition({1, 2}, seconds=12.0, one_way=False)
+    fresh = cluster.command(0, messages.AskRestore("a", begin_fresh=True))
+    assert world.run_until(lambda: bool(fresh), deadline_s=world.now_s + 11.0)
+    assert isinstance(fresh[0], messages.RestoreAnswer)
+    assert (fresh[0].problem, fresh[0].snapshot) == ("", None)
+    world.run_until(lambda: False, deadline_s=world.now_s + 15.0)
+    heard = cluster.command(1, messages.AskRestore("a"))
+    assert world.run_until(lambda: bool(heard), deadline_s=world.now_s + 20.0)
+    assert isinstance(heard[0], messages.RestoreAnswer)
+    assert (heard[0].problem, heard[0].snapshot) == ("", job.committed)
