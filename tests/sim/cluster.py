@@ -212,6 +212,7 @@ class Cluster:
             coding_s_max=self.shape.coding_s_max,
         )
         stray.machines = self.machines
+        stray.after_event = lambda worker, _event, _decided: self.truth.overhear(worker)
         return stray
 
     def _haunt(self, stray: Machine, seconds: float) -> None:

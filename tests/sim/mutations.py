@@ -290,7 +290,7 @@ CAUGHT_BY: tuple[tuple[Mutation, str, int], ...] = (
     (deny_what_was_stated, "crashes", 1),
     (count_a_duplicate_twice, "everything", 0),
     (seal_without_one_role, "losses", 1),
-    (accept_an_old_epoch, "strays", 0),
+    (accept_an_old_epoch, "few", 1),
     (decide_on_an_old_word, "restarts", 2000011),
     (answer_an_old_question, "crashes", 3852958109),
     (forget_who_was_superseded, "reads", 1001154),

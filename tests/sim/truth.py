@@ -185,6 +185,12 @@ class Truth:
             promise(newer or over or denied, f"{where} let {snapshot} of {name} go, whose fact it had stated")
         self._held[node] = held
 
+    def overhear(self, worker: Worker) -> None:
+        """Note what a node's former holder has given up, who may still be believed: it never states that any more."""
+        for name, parts in worker.node.jobs.items():
+            for snapshot in parts.job.given_up:
+                self.denied.setdefault((name, snapshot), set()).add(worker.machine.node)
+
     def _claims(self, worker: Worker) -> list[object]:
         """All that `observe` looks at in a core; while it stays the same there is nothing to be held against it."""
         claims: list[object] = [worker, len(self.chosen)]

@@ -14,6 +14,7 @@ SEEDS = (
     *(("reads", seed) for seed in (2, 7, 8)),
     *(("crashes", seed) for seed in (1, 2, 4, 7, 8, 13, 15)),
     *(("beyond", seed) for seed in (2, 5)),
+    *(("few", seed) for seed in (8000454, 8000466, 8000707)),
 )
 
 

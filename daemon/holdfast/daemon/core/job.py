@@ -114,10 +114,14 @@ class Job:
     def begin_attempt(self, attempt: int, chosen: SnapshotId | None, *, late: bool = False) -> None:
         """A job's next life: only the chosen snapshot of earlier attempts counts from now on.
 
+        Where none was chosen, those who chose knew of no commit, and this node keeps its own: it may not have been heard.
+        Only a newer commit takes its place.
+
         `late`: it began before this node heard of it, so an earlier holder of the node's place may have taken part.
         """
         if attempt <= self.attempt:
             return
+        chosen = chosen or self.committed
         self.attempt = attempt
         self.joined_ns = self.ctx.now_ns if late else None
         self.doubtful.clear()

@@ -118,6 +118,7 @@ class Openings:
     def grant(self) -> None:
         """Open slots for what waits, oldest snapshot first, and grant them to the ranks that asked."""
         job = self.job
+        self._give_up_earlier_plans()
         for snapshot in sorted(self.wanted | {begin.snapshot for begin in self.begins.values()}):
             slot = job.slot_of(snapshot) or self._open(snapshot)
             if slot is None:
@@ -130,6 +131,13 @@ class Openings:
                     self.pace.granted(role, snapshot, job.ctx.now_ns)
                     granted = messages.Granted(job.name, snapshot, slot.index, slot.generation)
                     job.ctx.reply(job.roles[role], granted)
+
+    def _give_up_earlier_plans(self) -> None:
+        """What peers sealed under a plan that this node has left would be given a slot of other sizes here."""
+        layout = self.job.layout if self.job.planned else None
+        for snapshot in sorted(self.wanted):
+            if layout is not None and snapshot.step < layout.first_step and snapshot in self.wanted:
+                self.job.give_up_snapshot(snapshot, f"it was begun before the plan of step {layout.first_step}")
 
     def _open(self, snapshot: SnapshotId) -> Slot | None:
         job = self.job

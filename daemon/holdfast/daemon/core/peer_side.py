@@ -84,7 +84,8 @@ class PeerSide:
         accepted, lost_flight = self.peers.heard(event.node, event.incarnation, beat)
         if not accepted:
             text = f"incarnation {event.incarnation} is superseded by {known}, which holds this node's slot"
-            self._refuse(event.node, "superseded", text, incarnation=known)
+            if not isinstance(message, messages.Refused):  # two that refuse each other would never stop
+                self._refuse(event.node, "superseded", text, incarnation=known)
             return
         if 0 < known < event.incarnation:
             self.collector.reborn(event.node)
