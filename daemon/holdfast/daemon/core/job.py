@@ -114,8 +114,8 @@ class Job:
     def begin_attempt(self, attempt: int, chosen: SnapshotId | None, *, late: bool = False) -> None:
         """A job's next life: only the chosen snapshot of earlier attempts counts from now on.
 
-        Where none was chosen, those who chose knew of no commit, and this node keeps its own: it may not have been heard.
-        Only a newer commit takes its place.
+        Where none was chosen, those who chose knew of no commit. This node may not have been heard, and keeps its own
+        until there is a newer one.
 
         `late`: it began before this node heard of it, so an earlier holder of the node's place may have taken part.
         """
