@@ -292,6 +292,5 @@ CAUGHT_BY: tuple[tuple[Mutation, str, int], ...] = (
     (seal_without_one_role, "losses", 1),
     (accept_an_old_epoch, "few", 1),
     (decide_on_an_old_word, "restarts", 2000011),
-    (answer_an_old_question, "crashes", 3852958109),
     (forget_who_was_superseded, "reads", 1001154),
 )
