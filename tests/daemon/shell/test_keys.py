@@ -65,7 +65,8 @@ def test_every_fault_says_what_it_is_and_what_to_do(config: ClusterConfig, tmp_p
     assert "no public key of b, c" in said[-1]
     (folder / "a.key_secret").write_text((folder / "b.key_secret").read_text())  # somebody else's, pair in itself
     broken()
-    assert "is not, or not any more, the one that" in said[-1]
+    assert "expected the secret key of a in" in said[-1]
+    assert "found that of b" in said[-1]
     secret = (folder / "a.key_secret").read_text()
     (folder / "a.key_secret").write_text(secret[: secret.index("secret-key")])
     broken()
@@ -86,10 +87,15 @@ def test_every_fault_says_what_it_is_and_what_to_do(config: ClusterConfig, tmp_p
     (folder / "a.key_secret").chmod(0o600)
     broken()
     assert "replaced by 'holdfast keys rotate' and is only listed as retired" in said[-1]
+    rotate_keys(folder, ["a"])
+    (folder / "a.key_secret").write_text(secret)
+    (folder / "a.key_retired").unlink()  # the rotation is finished
+    broken()
+    assert "is not, or not any more, the one that" in said[-1]
     shutil.rmtree(folder)
     said.append(refusal(config))
     assert "expected a folder, found none" in said[-1]
-    assert len({text.replace(str(folder), "") for text in said}) == 10
+    assert len({text.replace(str(folder), "") for text in said}) == 11
 
 
 def test_a_group_may_read_a_mounted_secret(config: ClusterConfig) -> None:

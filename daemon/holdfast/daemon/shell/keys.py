@@ -76,7 +76,7 @@ def load_keys(config: ClusterConfig, node: int, *, public_of: Callable[[bytes], 
             f"the secret and the public key in {folder / name}{SECRET_SUFFIX} are not one pair. Copy the file again"
         )
     if listed[node][0] != public:
-        raise _refused(_why_not_listed(folder, name, retired=public in listed[node]))
+        raise _refused(_why_not_listed(config, node, public, listed))
     return _keys(public, secret, listed)
 
 
@@ -145,8 +145,15 @@ def _refuse_shared(config: ClusterConfig, listed: dict[int, tuple[bytes, ...]]) 
                 raise _refused(f"{names} have the same public key. Give each node its own: 'holdfast keys rotate'")
 
 
-def _why_not_listed(folder: Path, name: str, *, retired: bool) -> str:
-    if retired:
+def _why_not_listed(config: ClusterConfig, node: int, public: bytes, listed: dict[int, tuple[bytes, ...]]) -> str:
+    folder, name = Path(config.keys_dir or ""), config.nodes[node].name
+    owner = next((config.nodes[index].name for index, keys in listed.items() if public in keys), None)
+    if owner not in {None, name}:
+        return (
+            f"expected the secret key of {name} in {folder / name}{SECRET_SUFFIX}, found that of {owner}. "
+            f"Copy {name}{SECRET_SUFFIX} again from where the keys were made, and let no other node have it"
+        )
+    if owner is not None:
         return (
             f"the secret key of {name} was replaced by 'holdfast keys rotate' and is only listed as retired. "
             f"Copy the new {name}{SECRET_SUFFIX} to {folder}"
