@@ -55,6 +55,7 @@ DIGEST_BATCH_CHUNKS = 32  # chunks digested in one go, by all threads; sending s
 
 HEARTBEAT_S = 0.5
 OWN_STALL_S = 1.0  # a worker that saw no event for so long, its own clock included, stood still itself
+VIEW_GRACE_S = 1.5  # three heartbeats after a node was first heard, all have had the time to tell that they heard it
 PEER_DEADLINE_S = 2.5  # five heartbeats: a peer not heard for so long is down
 CHUNK_DEADLINE_S = 10.0  # a chunk not acknowledged for so long is sent again
 PROTECT_STALL_S = 60.0  # a snapshot whose protection has not moved for so long is given up

@@ -3,7 +3,7 @@
 from holdfast.daemon.core import events
 from holdfast.daemon.core.context import Context
 from holdfast.daemon.core.node import Node
-from holdfast.protocol import messages
+from holdfast.protocol import limits, messages
 from holdfast.protocol.config import config_digest, parse_config
 from holdfast.protocol.views import PeerView
 
@@ -30,13 +30,18 @@ class Collector:
         )
         self.node = Node(ctx, started_ns=1)
         self.node.start()
+        self.now_ns = 1
 
     def hears(self, node: int, *views: PeerView, incarnation: int = 1, address: str | None = None) -> None:
         beat = messages.Heartbeat(
             config_digest=config_digest(CONFIG), bulk_port=1, worker_session=1, arena_bytes=0, budget_bytes=0, jobs=(),
             address=f"127.0.0.1:{node + 1}" if address is None else address, views=views,
         )  # fmt: skip
-        self.node.handle(events.PeerSaid(node, incarnation, beat), 1)
+        self.node.handle(events.PeerSaid(node, incarnation, beat), self.now_ns)
+
+    def waits(self) -> None:
+        self.now_ns += int(limits.VIEW_GRACE_S * 1e9)
+        self.node.handle(events.TimePassed(1), self.now_ns)
 
     def old_views(self) -> dict[str, list[tuple[str, str]]]:
         rows = self.node.status()["nodes"]
@@ -53,7 +58,20 @@ def test_nobody_s_view_is_old_where_all_have_heard_the_same() -> None:
     collector = Collector()
     collector.hears(1, view(0, 1), view(2, 1), view(3, 0, alive=False))  # nobody has heard node 3: it is not up
     collector.hears(2, view(0, 1), view(1, 1))
+    collector.waits()
     assert collector.old_views() == {}
+
+
+def test_who_has_just_begun_is_given_time_to_be_heard_and_to_tell_whom_it_heard() -> None:
+    collector = Collector()
+    collector.hears(1)
+    collector.waits()
+    collector.hears(1, view(2, 0, alive=False))
+    collector.hears(2, view(1, 0, alive=False))
+    assert collector.old_views() == {}
+    collector.waits()
+    told = [("n1", "has not heard it yet")], [("n2", "has not heard it yet")]
+    assert collector.old_views() == {"n2": told[0], "n1": told[1]}
 
 
 def test_who_dials_another_address_is_named_this_node_included() -> None:
@@ -78,6 +96,8 @@ def test_who_has_not_heard_the_newest_incarnation_or_refuses_it_is_named() -> No
     collector.hears(2, view(1, 1), incarnation=7)
     collector.hears(1, view(2, 5))
     collector.hears(3, view(2, 9, alive=False, refused="we refuse node n2: incarnation 7 is superseded by 9"))
+    assert [name for name, _ in collector.old_views()["n2"]] == ["n3"], "the others may be about to tell that they have"
+    collector.waits()
     assert collector.old_views() == {
         "n2": [
             ("n0", "has heard incarnation 7 only, 9 holds the slot"),

@@ -18,6 +18,7 @@ class Peer:
 
     node: int
     incarnation: int = 0
+    since_ns: int = 0  # when the incarnation was first heard; 0: by a predecessor of this worker
     worker_session: int = 0
     heard_ns: int | None = None  # None: never, or not since it was declared down
     heartbeat: Heartbeat | None = None
@@ -137,6 +138,7 @@ class Peers:
         lost_flight = reborn and peer.incarnation != 0
         if reborn:
             peer.incarnation, peer.heartbeat, peer.worker_session = incarnation, None, 0
+            peer.since_ns = self.ctx.now_ns
             self.incarnations = (*self.incarnations[:node], incarnation, *self.incarnations[node + 1 :])
         if message is not None:
             lost_flight = lost_flight or (0 < peer.worker_session < message.worker_session)

@@ -1,13 +1,15 @@
 """Who still has an old view of a node that was replaced: another address, an earlier incarnation, or a refusal.
 
 Covers what this node tells of its own view, and the comparison of all views with what a node says of itself. The
-collector hears every node; what another node can compare is what its group tells.
+collector hears every node; what another node can compare is what its group tells. What it tells is some heartbeats old,
+so nobody is said not to have heard of what has only just begun.
 """
 
 from collections.abc import Iterable
 
 from holdfast.daemon.core.context import Context
 from holdfast.daemon.core.peers import Peers
+from holdfast.protocol import limits
 from holdfast.protocol.messages import Heartbeat
 from holdfast.protocol.views import ADDRESS_CHARS_MAX, REFUSAL_CHARS_MAX, PeerView
 
@@ -45,17 +47,28 @@ def old_views(ctx: Context, peers: Peers, own: Heartbeat) -> dict[int, list[dict
     found: dict[int, list[dict[str, str]]] = {}
     for viewer, view in sorted(seen, key=lambda one: one[0]):
         beat = beats.get(view.node)
-        problem = "" if beat is None else _problem(view, newest[view.node], beat.address, ctx.name_of(viewer))
+        if beat is None:
+            continue
+        problem = _refused(view, beat.address, ctx.name_of(viewer))
+        if not problem and _had_time(ctx, peers, view.node) and _had_time(ctx, peers, viewer):
+            problem = _unheard(view, newest[view.node])
         if problem:
             found.setdefault(view.node, []).append({"node": ctx.name_of(viewer), "problem": problem})
     return found
 
 
-def _problem(view: PeerView, newest: int, address: str, viewer: str) -> str:
+def _had_time(ctx: Context, peers: Peers, node: int) -> bool:
+    since_ns = peers.started_ns if node == ctx.node else max(peers.started_ns, peers.table[node].since_ns)
+    return ctx.now_ns >= since_ns + int(limits.VIEW_GRACE_S * 1e9)
+
+
+def _refused(view: PeerView, address: str, viewer: str) -> str:
     if address and view.address != address:
         return f"dials {view.address}, it is at {address}; correct {viewer}'s config and give 'holdfast upgrade' there"
-    if view.refused and not view.alive:
-        return view.refused
+    return "" if view.alive else view.refused
+
+
+def _unheard(view: PeerView, newest: int) -> str:
     if view.incarnation == 0:
         return "has not heard it yet"
     if view.incarnation < newest:
