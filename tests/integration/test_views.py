@@ -1,4 +1,4 @@
-"""A node comes back at another address: the status names those who still dial the old one, and not who has learned the new one."""
+"""A node comes back at another address: the status names those who still dial the old one, and nobody else."""
 
 from collections.abc import Callable
 from typing import Any

@@ -45,16 +45,16 @@ def old_views(ctx: Context, peers: Peers, own: Heartbeat) -> dict[int, list[dict
         if view.node in newest:
             newest[view.node] = max(newest[view.node], view.incarnation)
     found: dict[int, list[dict[str, str]]] = {}
-    for viewer, view in sorted(seen, key=lambda one: one[0]):
+    for viewer, view in seen:
         beat = beats.get(view.node)
-        if beat is None:
-            continue
+        if beat is None or (view.alive and view.incarnation == newest[view.node] and view.address == beat.address):
+            continue  # nearly all of them
         problem = _refused(view, beat.address, ctx.name_of(viewer))
         if not problem and _had_time(ctx, peers, view.node) and _had_time(ctx, peers, viewer):
             problem = _unheard(view, newest[view.node])
         if problem:
             found.setdefault(view.node, []).append({"node": ctx.name_of(viewer), "problem": problem})
-    return found
+    return {node: sorted(old, key=lambda one: one["node"]) for node, old in found.items()}
 
 
 def _had_time(ctx: Context, peers: Peers, node: int) -> bool:
