@@ -8,6 +8,7 @@ import json
 import sys
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -16,7 +17,7 @@ from holdfast.client.shard import ShardLayout
 from holdfast.client.state_errors import RestoreMismatchError
 from holdfast.client.tiny_gpt import Options, Training
 from torch import nn
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 
 MODES = ("fsdp", "ddp")
 SAVED_STEP, LAST_STEP = 2, 5
@@ -39,6 +40,23 @@ class Odd:
         self.optimizer.zero_grad()
 
 
+class Flat:
+    """Modules under FSDP1, one inside the other: each unit's parameters are one flat tensor, cut over the ranks."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(8)
+        options: dict[str, Any] = {"use_orig_params": True, "device_id": torch.device("cpu")}
+        inner = FullyShardedDataParallel(nn.Linear(5, 3), **options)
+        whole = nn.Sequential(nn.Linear(4, 5), nn.LayerNorm(5), inner, nn.BatchNorm1d(3))
+        self.module = FullyShardedDataParallel(whole, **options)
+        self.optimizer = torch.optim.AdamW(self.module.parameters(), lr=0.1)
+
+    def step(self) -> None:
+        self.module(torch.randn(4, 4)).pow(2).sum().backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
 class Run:
     """A training of one mode with everything that has to survive."""
 
@@ -53,17 +71,21 @@ class Run:
             warm_up_steps=4,
         )
         self.odd = Odd()
+        self.flat = Flat()
         self.training = Training(options, rank=rank, world_size=WORLD_SIZE)
         self.state = {
             **self.training.state(),
             "odd": self.odd.module,
             "odd optimizer": self.odd.optimizer,
+            "flat": self.flat.module,
+            "flat optimizer": self.flat.optimizer,
         }
         self.losses: list[str] = []
 
     def step(self) -> None:
         self.losses.append(self.training.step().hex())
         self.odd.step()
+        self.flat.step()
 
 
 def save(folder: Path, rank: int, mode: str) -> dict[str, object]:

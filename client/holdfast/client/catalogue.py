@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import torch
+from holdfast.client.flat_parameters import is_cut
 from holdfast.client.flatten import unflatten
 from holdfast.client.manifest import (
     HEADER_BYTES,
@@ -130,6 +131,8 @@ def catalogue_of(heads: Sequence[Head], *, allow_pickle: bool = False) -> Catalo
             _add_dcp(found, role, head, objects)
         else:
             _add_state(found, role, head, objects)
+    if any(is_cut(name) for name in found.tensors):
+        _keep_by_rank(found)
     for name, tensor in found.tensors.items():
         tensor.problem = tensor.problem or _gap(name, tensor)
     for head in heads:
@@ -231,6 +234,17 @@ def _add_entry(found: Catalogue, name: str, role: int, head: Head, entry: Tensor
         known.problem = f"{name}: rank {role} holds {list(entry.shape)} at {list(offset)}, another {list(piece.shape)}"
     elif role not in piece.roles:
         known.pieces[offset] = piece._replace(roles=(*piece.roles, role), start_bytes=(*piece.start_bytes, start_bytes))
+
+
+def _keep_by_rank(found: Catalogue) -> None:
+    """Say of FSDP1's optimizers that what has the same name on several ranks is each rank's own."""
+    tops = {top for head in found.heads for top in head.manifest.parameters}
+    for name, tensor in found.tensors.items():
+        if found.paths.get(name, ("",))[0] in tops and tensor.shape and not tensor.sharded:
+            tensor.problem = (
+                f"{name}: FSDP1 keeps another part of it on each rank, so only the {len(found.heads)} ranks that there "
+                "were can read it; use FSDP2 where that may change"
+            )
 
 
 def _gap(name: str, tensor: SavedTensor) -> str:

@@ -89,7 +89,8 @@ class _Plan:
 
     def _module(self, name: str, module: torch.nn.Module, here: Mapping[str, tuple[object, ...]]) -> None:
         """Names of wrapped modules are compared without what the wrappers added."""
-        live = module.state_dict()
+        live = state_of(name, module)
+        assert isinstance(live, dict)
         inner = {".".join(map(str, path[1:])): saved for saved, path in here.items()}
         saved_of = {canonical: inner[key] for key, canonical in canonical_names(inner).items()}
         key_of = {canonical: key for key, canonical in canonical_names(live).items()}

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
+from holdfast.client.flat_parameters import flat_state, is_flat
 from holdfast.client.manifest import (
     ITEM_BYTES,
     Path,
@@ -102,6 +103,9 @@ def state_of(name: str, item: object) -> object:
     """
     if isinstance(item, torch.Tensor):
         return item
+    if is_flat(item):
+        assert isinstance(item, torch.nn.Module)
+        return flat_state(item)
     if isinstance(item, Stateful) and not isinstance(item, type):
         return item.state_dict()
     raise StateError(

@@ -58,7 +58,7 @@ def reshard_into(  # who reads what, and as whom
             )
         found, source = reader.opened()
         own = role if world_size == len(found.heads) else 0
-        plan = _Plan(state, found, own)
+        plan = _Plan(state, found, own, world_size == len(found.heads))
         plan.make()
         if plan.problems:
             raise RestoreMismatchError(mismatch_text(plan.problems))
@@ -81,6 +81,7 @@ class _Plan:
     Attributes:
         own: the role whose own things are this rank's: what is no tensor, and tensors that are neither a module's nor
             an optimizer's nor sharded.
+        same_world: whether there are as many ranks as there were.
         targets: by flat live name: the live or new tensor that is filled from all ranks' pieces.
         alone: by path: what is read whole from role ``own``.
         tensors: by path: all of them, once they are there.
@@ -90,6 +91,7 @@ class _Plan:
     state: Mapping[str, object]
     found: Catalogue
     own: int
+    same_world: bool
     flats: dict[str, Flat] = field(default_factory=dict)
     targets: dict[str, torch.Tensor] = field(default_factory=dict)
     alone: dict[Path, TensorEntry] = field(default_factory=dict)
@@ -173,6 +175,9 @@ class _Plan:
         for entry in self._entries(name):
             flat = _flat_name(entry.path)
             known = self.found.tensors[flat]
+            if known.problem and entry.sharding is None and self.same_world:
+                self.alone[entry.path] = entry
+                continue
             tensor = there.get(entry.path)
             if tensor is None or (dtype_name(tensor.dtype), tuple(tensor.shape)) != (known.dtype, known.shape):
                 tensor = _like_parameter(entry, known, parameters)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
+from holdfast.client.flat_parameters import is_flat
 from holdfast.client.flatten import (
     Flat,
     Rules,
@@ -248,7 +249,8 @@ def _key_problems(name: str, item: object, tree: object) -> list[str]:
     """A module refuses unknown keys only after it loaded the others, so this looks first."""
     if not isinstance(item, torch.nn.Module):
         return []
-    saved, live = set(tree if isinstance(tree, dict) else ()), set(item.state_dict())
+    there = state_of(name, item)
+    saved, live = set(tree if isinstance(tree, dict) else ()), set(there if isinstance(there, dict) else ())
     return [f"{name}/{key}: only on one side" for key in sorted(saved ^ live, key=str)]
 
 
@@ -271,7 +273,7 @@ def _empty(entry: TensorEntry, dtype: torch.dtype, device: str | torch.device) -
 
 def load_item(item: object, tree: object) -> None:
     """Hand one part of a state back to whom it belongs; tensors that are there are already filled."""
-    if isinstance(item, torch.Tensor):
+    if isinstance(item, torch.Tensor) or is_flat(item):
         return  # its bytes are in place
     assert isinstance(item, Stateful)
     assert isinstance(tree, dict)

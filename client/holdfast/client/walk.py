@@ -15,6 +15,7 @@ from operator import attrgetter, is_
 from typing import Any
 
 import torch
+from holdfast.client.flat_parameters import flat_tensors, is_flat
 from holdfast.client.flatten import Flat, Leaf, Rules, flatten, state_of
 from holdfast.client.sharding import as_dtensor, local_of
 
@@ -202,7 +203,7 @@ class StateWalker:
         keys: set[MemoryKey] = set()
         for name, item in self.state.items():
             if isinstance(item, torch.nn.Module):
-                keys.update(map(memory_key, item.parameters()))
+                keys.update(map(memory_key, flat_tensors(item) if is_flat(item) else item.parameters()))
             elif isinstance(item, torch.optim.Optimizer):
                 keys.update(memory_key(leaf.tensor) for leaf in flats[name].leaves if _is_slot(leaf))
         return keys
