@@ -42,4 +42,5 @@ def train(rank: int, folder: str, sockets: list[str], steps: int, fail_at: int) 
         told["threads"] = [thread.name for thread in threading.enumerate() if "holdfast" in thread.name]
         told["maps"] = sum("memfd:holdfast" in line for line in Path("/proc/self/maps").read_text().splitlines())
         (Path(folder) / f"told-{steps}-{fail_at}-{rank}").write_text(json.dumps(told))
+        dist.barrier()  # who ends with an exception has the others ended, whose words must be written by then
         dist.destroy_process_group()
