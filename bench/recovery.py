@@ -225,15 +225,16 @@ class Lab:
         for node in lost:
             self.kill(node)
         self.start(lost)
-        wait_for(lambda: all(self._entry(node)["whole"] for node in lost), "the rebuild", look_s=0.05)
+        wait_for(lambda: all(self.entry(node)["whole"] for node in lost), "the rebuild", look_s=0.05)
         for node in lost:
-            entry = self._entry(node)
+            entry = self.entry(node)
             self.rebuild_s.append(entry["rebuild_s"])
             self.lost_bytes = self._lost_bytes()
             self.received.append(entry["received_bytes"] / self.lost_bytes)
         self.wire_s.append(self.wire(self.lost_bytes))
 
-    def _entry(self, node: int) -> dict[str, Any]:
+    def entry(self, node: int) -> dict[str, Any]:
+        """What a status says of the job on a node; nothing, not whole, where it does not know it."""
         status = self.status(node)
         row = status["nodes"][node] if status is not None else {"jobs": {}}
         empty = {"whole": False, "rebuild": "", "rebuild_s": 0.0, "received_bytes": 0}

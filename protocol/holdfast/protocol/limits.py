@@ -57,6 +57,7 @@ HEARTBEAT_S = 0.5
 OWN_STALL_S = 1.0  # a worker that saw no event for so long, its own clock included, stood still itself
 VIEW_GRACE_S = 1.5  # three heartbeats after a node was first heard, all have had the time to tell that they heard it
 PEER_DEADLINE_S = 2.5  # five heartbeats: a peer not heard for so long is down
+LAST_WORDS_S = 0.25  # a peer that is down is up again once it speaks for so long: half a heartbeat; last words don't
 CHUNK_DEADLINE_S = 10.0  # a chunk not acknowledged for so long is sent again
 PROTECT_STALL_S = 60.0  # a snapshot whose protection has not moved for so long is given up
 HEAR_ALL_S = 3.0  # how long the collector waits for live nodes before it decides what to restore
@@ -91,6 +92,7 @@ assert DIGESTS_PER_MESSAGE_MAX * 8 < CONTROL_FRAME_BYTES_MAX
 assert WORLD_SIZE_MAX * 16 < CONTROL_FRAME_BYTES_MAX < LEDGER_BYTES
 assert HEARTBEAT_S * 3 <= CADENCE_AHEAD_S
 assert HEARTBEAT_S * 2 < PEER_DEADLINE_S <= HEAR_ALL_S
+assert LAST_WORDS_S < HEARTBEAT_S
 assert HEAR_ALL_S + PEER_DEADLINE_S < COMMIT_PAUSE_S
 assert OWN_STALL_S < PEER_DEADLINE_S
 assert PEER_DEADLINE_S + 4 * HEARTBEAT_S < DENY_AFTER_S

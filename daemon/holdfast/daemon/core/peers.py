@@ -21,6 +21,7 @@ class Peer:
     since_ns: int = 0  # when the incarnation was first heard; 0: by a predecessor of this worker
     worker_session: int = 0
     heard_ns: int | None = None  # None: never, or not since it was declared down
+    knocked_ns: int | None = None  # its first word since it was declared down; a last one, until another follows
     heartbeat: Heartbeat | None = None
     heartbeat_ns: int = 0
     refused: str = ""  # why it, or we, refused the other; empty if not
@@ -128,7 +129,8 @@ class Peers:
     def heard(self, node: int, incarnation: int, message: Heartbeat | None) -> tuple[bool, bool]:
         """Something came from a node. Returns (accepted, its earlier in-flight work is gone).
 
-        A lower incarnation than the one known is an old holder of the slot coming back: refused.
+        A lower incarnation than the one known is an old holder of the slot coming back: refused. What a process that
+        was declared down says may be its last words, read late: it counts as alive again only once it goes on speaking.
         """
         peer = self.table[node]
         if incarnation < peer.incarnation:
@@ -150,12 +152,21 @@ class Peers:
                 self.ctx.now_ns,
             )
             peer.refused = ""
-        peer.heard_ns = self.ctx.now_ns
-        self.ctx.down.discard(node)
         self.dial(node)
+        if node in self.ctx.down and not lost_flight and not self._speaks_on(peer):
+            return True, False
+        peer.heard_ns, peer.knocked_ns = self.ctx.now_ns, None
+        self.ctx.down.discard(node)
         if not was_alive:
             self.ctx.log(f"node {self.ctx.name_of(node)} is up (incarnation {incarnation})")
         return True, lost_flight
+
+    def _speaks_on(self, peer: Peer) -> bool:
+        """Whether this word of a node that is down came well after an earlier one: what lay in sockets comes at once."""
+        now_ns = self.ctx.now_ns
+        if peer.knocked_ns is None or now_ns - peer.knocked_ns > int(limits.PEER_DEADLINE_S * 1e9):
+            peer.knocked_ns = now_ns
+        return now_ns - peer.knocked_ns >= int(limits.LAST_WORDS_S * 1e9)
 
     def excuse(self, nanoseconds: int) -> None:
         """This node stood still for so long: nobody was silent in that time."""
