@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
             _refuse_unknown(args.node, before)
             lost = {args.node: lost[args.node]} if args.node in lost else {}
         if args.dry_run or not lost:
-            return _say_plan(lost, givers(before, lost), dry_run=args.dry_run, as_json=args.json)
+            return _say_plan(lost, givers(before, lost), args, others=sorted(set(losses(before)) - set(lost)))
         started_s = time.monotonic()
         daemon.recover(args.node)
         watch(daemon, set(lost), Progress())
@@ -156,17 +156,21 @@ def _refuse_unknown(name: str, status: dict[str, Any]) -> None:
         )
 
 
-def _say_plan(lost: dict[str, dict[str, Any]], givers: dict[str, list[str]], *, dry_run: bool, as_json: bool) -> int:
+def _say_plan(
+    lost: dict[str, dict[str, Any]], givers: dict[str, list[str]], args: argparse.Namespace, *, others: list[str]
+) -> int:
     total = sum(entry["lost_bytes"] for entry in lost.values())
-    if as_json:
+    if args.json:
         plan = [
             {"node": name, "bytes": entry["lost_bytes"], "from": givers[name], "expected_s": expected_s(entry)}
             for name, entry in sorted(lost.items())
         ]
         fields = {"nodes": sorted(lost), "bytes": total, "received_bytes": 0, "seconds": 0.0}
-        emit_json("holdfast.recover/1", {**fields, "dry_run": dry_run, "plan": plan})
+        emit_json("holdfast.recover/1", {**fields, "dry_run": args.dry_run, "plan": plan})
     elif not lost:
-        emit("nothing is lost: no rebuild is needed")
+        where = f" on {args.node}" if args.node else ""
+        elsewhere = f"; {', '.join(others)} lost something" if others else ""
+        emit(f"nothing is lost{where}: no rebuild is needed{elsewhere}")
     else:
         for name, entry in sorted(lost.items()):
             emit(f"would rebuild {mib(entry['lost_bytes'])} on {name} from {', '.join(givers[name]) or 'nobody'}")
