@@ -162,7 +162,7 @@ class Peers:
         return True, lost_flight
 
     def _speaks_on(self, peer: Peer) -> bool:
-        """Whether this word of a node that is down came well after an earlier one: what lay in sockets comes at once."""
+        """Whether this word of a node that is down came well after another: what lay in sockets comes at once."""
         now_ns = self.ctx.now_ns
         if peer.knocked_ns is None or now_ns - peer.knocked_ns > int(limits.PEER_DEADLINE_S * 1e9):
             peer.knocked_ns = now_ns
