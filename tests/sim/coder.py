@@ -169,13 +169,14 @@ class Coder:
         return ([] if frame is None else [frame]), key is not None and frame is None
 
     def _add_to_sum(self, action: actions.AddToSum) -> events.Event | None:
-        own, (incoming, missing) = self._own(action.own), self._take(action.incoming)
-        if own is None or missing:
+        own, gathered = self._own(action.own), [self._take(key) for _, key in action.incoming]
+        if own is None or any(missing for _, missing in gathered):
             return events.SumNotAdded(action.header, "a chunk is gone or bad")
-        total = combine([action.own.factor, *(1 for _ in incoming)], [own, *incoming], len(own))
+        factors = [action.own.factor, *(factor for factor, _ in action.incoming)]
+        total = combine(factors, [own, *(frame for found, _ in gathered for frame in found)], len(own))
         header = msgspec.structs.replace(action.header, digest=chunk_digest(total))
         self.worker.send_chunk(action.node, header, memoryview(total))
-        fingerprint = scaled_fingerprint(naive_fingerprint(own), action.own.factor)
+        fingerprint = scaled_fingerprint(naive_fingerprint(own), action.witness) if action.witness else b""
         return events.SumAdded(action.header, fingerprint) if action.witness else None
 
     def _store_sum(self, action: actions.StoreSum) -> events.Event:

@@ -134,6 +134,7 @@ __all__ = [
     "StatusWanted",
     "SumFailed",
     "SumPart",
+    "SumTerm",
     "SumWitness",
     "SumsWanted",
     "Text",
@@ -312,21 +313,28 @@ class ChunkUnavailable(Message, frozen=True):
     reason: Text
 
 
-class SumPart(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """What one node adds to one sum: `factor` times a chunk that it holds, in GF(2^8).
+class SumTerm(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """What somebody else sends for a sum, and the factor with which it enters."""
 
-    A sum is a chunk on its way from those who hold it, or hold what it can be computed from, to the node that wants
-    it: each adds its part and sends the result on. One part with factor 1 is the chunk itself.
+    number: Count  # of the part that sends it
+    node: NodeNumber  # who sends it
+    factor: Annotated[int, Meta(ge=1, le=255)]
+
+
+class SumPart(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """What one node does for one sum: `factor` times a chunk that it holds, in GF(2^8), and what it gathers, sent on.
+
+    A sum is a chunk on its way from those who hold it, or hold what it can be computed from, to the node that wants it.
+    One of them gathers the chunks of the others. One part with factor 1 that gathers nothing is the chunk itself.
     """
 
-    number: Count  # of the sum; given by the node that wants it, never used twice
+    number: Count  # of what is sent; given by the node that wants the sum, never used twice
     kind: Literal["data", "parity"]
     chunk: Count
     factor: Annotated[int, Meta(ge=1, le=255)]
-    source: NodeNumber | None  # who sends the sum so far; None: it begins here
-    target: NodeNumber  # where the sum goes next
-    place: Annotated[int, Meta(ge=0, lt=256)]  # in the chain, from 0
-    witness: bool = False  # also tell the node that wants it the fingerprint of what was added
+    target: NodeNumber  # where the result goes
+    gathers: Annotated[tuple[SumTerm, ...], Meta(max_length=limits.SUM_TERMS_COUNT_MAX)] = ()
+    witness: Annotated[int, Meta(ge=0, le=255)] = 0  # also tell who wants it the fingerprint of the chunk, times this
 
 
 class SumsWanted(Message, frozen=True):
@@ -347,7 +355,7 @@ class SumFailed(Message, frozen=True):
 
 
 class SumWitness(Message, frozen=True):
-    """To the node that wants it: the linear fingerprint of what I added to the sum, factor included."""
+    """To the node that wants it: the linear fingerprint of my chunk, times the factor with which it is in the sum."""
 
     job: JobName
     number: Count

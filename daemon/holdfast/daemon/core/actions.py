@@ -121,17 +121,17 @@ class OwnTerm:
 
 @dataclass(frozen=True, slots=True)
 class AddToSum:
-    """Add an own chunk to a sum on its way, and send the result to `node`.
+    """Add up an own chunk and what was gathered for a sum, and send the result to `node`.
 
     Ends in nothing or, with `witness`, in SumAdded; in SumNotAdded if the chunk fails its digest or anything is gone.
-    The received frame is dropped afterwards.
+    The received frames are dropped afterwards.
     """
 
     node: int
     header: ChunkHeader  # of what is sent; its digest is filled in
     own: OwnTerm
-    incoming: ChunkKey | None  # the sum so far; None: it begins here
-    witness: bool
+    incoming: tuple[tuple[int, ChunkKey], ...]  # (factor, frame); none: the chunk goes out, times its factor
+    witness: int  # the factor for its fingerprint; 0: nobody wants it
 
 
 @dataclass(frozen=True, slots=True)

@@ -159,7 +159,7 @@ class ChunkNotServed:
 
 @dataclass(frozen=True, slots=True)
 class SumAdded:
-    """An own chunk is in a sum that was sent on; `fingerprint` is that of what was added, factor included."""
+    """An own chunk is in a sum that was sent on; `fingerprint` is that of the chunk, times the factor asked for."""
 
     header: ChunkHeader
     fingerprint: bytes

@@ -1,10 +1,9 @@
 """Getting chunks of a committed snapshot from wherever they are: whole from who holds them, else as sums of k others.
 
 Covers the side that wants. A chunk whose holder is there comes from it. Any other is a sum over k chunks of its
-stripe, each times a factor (systematic Reed-Solomon): the sum travels along a chain of survivors, each adds its part,
-and one chunk arrives here whatever k is. Chains begin at another survivor with each stripe, so that all links carry
-the same. (Li et al.: "Repair Pipelining for Erasure-Coded Storage", USENIX ATC 2017; here whole chunks take the place
-of slices, since many stripes are under way at once.)
+stripe, each times a factor (systematic Reed-Solomon): one of their holders gathers the others' chunks, adds all up in
+one pass, and one chunk arrives here whatever k is. Another holder gathers with each stripe, so that all links carry
+the same; as many chunks travel as along a chain of partial sums, and each is touched half as often.
 
 A data chunk must have the digest that its owner announced. A parity chunk must have the linear fingerprint that its
 terms' holders, who checked each its own chunk, vouch for on the control plane. What fails is asked for in another way.
@@ -54,9 +53,9 @@ class Term:
 class Pursuit:
     """One try to get one chunk."""
 
-    number: int
+    numbers: tuple[int, ...]  # of the sum, then of what the last term's node gathers from the others, in their order
     goal: Goal
-    terms: tuple[Term, ...]  # in the order of the chain
+    terms: tuple[Term, ...]  # the last one's node gathers the others' chunks and sends the sum
     own: tuple[OwnTerm, ...]
     digest: int | None  # that it must have; None for parity
     deadline_ns: int
@@ -64,6 +63,11 @@ class Pursuit:
     fingerprint: bytes | None = None  # of the stored result, for parity
     found_digest: int = 0
     witnesses: dict[int, bytes] = field(default_factory=dict)  # node -> fingerprint of its term
+
+    @property
+    def number(self) -> int:
+        """Of the sum."""
+        return self.numbers[0]
 
 
 @dataclass(slots=True)
@@ -97,7 +101,7 @@ class Fetch:
     received_bytes: int = 0
     failures: int = 0  # chunks that were damaged or wrong
     ended: bool = False
-    allowed: float = limits.SUM_CHUNKS_MAX  # chunks under way; halved when sums come too late, and slowly raised again
+    allowed: float = limits.SUM_CHUNKS_START  # chunks under way; halved when sums come too late, then raised slowly
     eased_ns: int = 0  # until when another late one says nothing new: it was asked for before the last halving
 
     # --- what is wanted ---
@@ -123,12 +127,13 @@ class Fetch:
 
     @property
     def window(self) -> int:
-        """How many chunks may be under way: more than the longest chain holds, within a bound in bytes.
+        """How many chunks may be under way: each holder gathers one at least, within a bound in bytes.
 
-        Fewer where survivors are too busy to be in time: asking again for what is late would keep them busier still.
+        Fewer at first, and where survivors are too busy to be in time: asking again for what is late would keep them
+        busier still.
         """
         by_bytes = limits.SUMS_OPEN_BYTES // self.geometry.chunk_bytes
-        most = max(limits.SUM_CHUNKS_MIN, min(limits.SUM_CHUNKS_MAX, max(by_bytes, 2 * len(self.group))))
+        most = max(limits.SUM_CHUNKS_MIN, min(limits.SUM_CHUNKS_MAX, max(by_bytes, len(self.group))))
         return min(most, int(self.allowed))
 
     def _ease(self) -> None:
@@ -159,25 +164,28 @@ class Fetch:
                 self._fail(self._missing_text(goal))
             return
         terms, own = found
-        number = self.ctx.new_sum()
-        patience_s = limits.SUM_PATIENCE_S + (len(terms) + 2) * limits.SUM_PATIENCE_STEP_S
-        pursuit = Pursuit(number, goal, terms, own, self._digest_of(goal), self.ctx.seconds(patience_s))
-        self.open[number] = self.pursuits.table[number] = pursuit
-        self.pursuits.owners[number] = self
+        numbers = tuple(self.ctx.new_sum() for _ in range(max(len(terms), 1)))
+        deadline_ns = self.ctx.seconds(limits.SUM_PATIENCE_WANTED_S)
+        pursuit = Pursuit(numbers, goal, terms, own, self._digest_of(goal), deadline_ns)
+        self.open[pursuit.number] = pursuit
+        self.pursuits.watch(pursuit, self)
         if not terms:
             self._store(pursuit, None)
-        for place, term in enumerate(terms):
-            part = messages.SumPart(
-                number=number,
-                kind=term.kind,
-                chunk=term.chunk,
-                factor=term.factor,
-                source=terms[place - 1].node if place else None,
-                target=terms[place + 1].node if place + 1 < len(terms) else self.ctx.node,
-                place=place,
-                witness=pursuit.digest is None,
-            )
+            return
+        *others, last = terms
+        gathers = tuple(
+            messages.SumTerm(number, term.node, term.factor) for number, term in zip(numbers[1:], others, strict=True)
+        )
+        for number, term in zip(numbers[1:], others, strict=True):  # as it lies: who gathers multiplies, all at once
+            part = messages.SumPart(number, term.kind, term.chunk, 1, last.node, witness=self._witness(pursuit, term))
             orders.setdefault(term.node, []).append(part)
+        part = messages.SumPart(
+            pursuit.number, last.kind, last.chunk, last.factor, self.ctx.node, gathers, self._witness(pursuit, last)
+        )
+        orders.setdefault(last.node, []).append(part)
+
+    def _witness(self, pursuit: Pursuit, term: Term) -> int:
+        return term.factor if pursuit.digest is None else 0
 
     def _order(self, orders: dict[int, list[messages.SumPart]]) -> None:
         for node, parts in orders.items():
@@ -326,7 +334,8 @@ class Fetch:
             self.wrongs.pop(term.node, None)
         self.excluded.pop(pursuit.goal.stripe, None)
         self.tries.pop(pursuit.goal.stripe, None)
-        self.allowed = min(self.allowed + 1 / self.allowed, limits.SUM_CHUNKS_MAX)
+        step = 1 / self.allowed if self.eased_ns else 1
+        self.allowed = min(self.allowed + step, limits.SUM_CHUNKS_MAX)
         self.done(pursuit.goal, digest)
         self.pump()
 
@@ -341,13 +350,13 @@ class Fetch:
         self._again(pursuit, ranked[-1].node if ranked else None, reason)
 
     def part_failed(self, pursuit: Pursuit, node: int, said: messages.SumFailed) -> None:
-        """A holder can't do its part, or waits in vain for the one before it."""
-        chain = [term.node for term in pursuit.terms]
-        if pursuit.storing or node not in chain:
+        """A holder can't do its part, or waits in vain for another's chunk."""
+        holders = [term.node for term in pursuit.terms]
+        if pursuit.storing or node not in holders:
             return
         blamed = node
         if said.waits_for is not None:
-            blamed = said.waits_for if said.waits_for in chain else node
+            blamed = said.waits_for if said.waits_for in holders else node
             self.suspects[blamed] = self.ctx.seconds(limits.SUSPECT_S)
             self._ease()
         damaged = said.waits_for is None and "damaged" in said.reason
@@ -399,7 +408,7 @@ class Fetch:
 
     def _close(self, pursuit: Pursuit) -> None:
         self.open.pop(pursuit.number, None)
-        self.pursuits.forget(pursuit.number)
+        self.pursuits.forget(pursuit)
 
     @property
     def storing(self) -> bool:
@@ -421,21 +430,27 @@ class Fetch:
 
 @dataclass(slots=True)
 class Pursuits:
-    """All tries under way on this node, by number."""
+    """All tries under way on this node, by the numbers of the sum and of what is gathered for it."""
 
     ctx: Context
     table: dict[int, Pursuit] = field(default_factory=dict)
     owners: dict[int, Fetch] = field(default_factory=dict)
 
-    def forget(self, number: int) -> None:
+    def watch(self, pursuit: Pursuit, owner: Fetch) -> None:
+        """A try begins."""
+        for number in pursuit.numbers:
+            self.table[number], self.owners[number] = pursuit, owner
+
+    def forget(self, pursuit: Pursuit) -> None:
         """A try ended."""
-        self.table.pop(number, None)
-        self.owners.pop(number, None)
+        for number in pursuit.numbers:
+            self.table.pop(number, None)
+            self.owners.pop(number, None)
 
     def arrived(self, header: messages.ChunkHeader, digest: int) -> None:
         """A sum that this node wanted is here."""
         pursuit = self.table.get(header.chunk)
-        if pursuit is None:
+        if pursuit is None or pursuit.number != header.chunk:
             self.ctx.emit(DropFrames((key_of_sum(header),)))
         else:
             self.owners[header.chunk].arrived(pursuit, header, digest)

@@ -1,7 +1,7 @@
-"""This node's part in the sums that others want: its chunk, times a factor, added to what comes and sent on.
+"""This node's part in the sums that others want: its chunk, times a factor, and what it gathers for it, sent on.
 
-Covers one link of the chain. Who wants which chunk, from whom and with which factors is in `fetch`, on the node that
-wants it. A part waits for the sum so far, and never for ever: who waits in vain says for whom.
+Covers one part of a sum. Who wants which chunk, from whom and with which factors is in `fetch`, on the node that wants
+it. A part waits for what it gathers, and never for ever: who waits in vain says for whom.
 
 A frame counts only under a number that its wanter announced on the control plane, from the node that it named, and
 undamaged; anything else is dropped.
@@ -29,6 +29,12 @@ class Part:
     snapshot: SnapshotId
     order: messages.SumPart
     deadline_ns: int
+    came: dict[int, ChunkKey] = field(default_factory=dict)  # number -> frame, of what is gathered
+
+    @property
+    def missing(self) -> messages.SumTerm | None:
+        """The first of what is gathered that has not come."""
+        return next((term for term in self.order.gathers if term.number not in self.came), None)
 
 
 @dataclass(slots=True)
@@ -37,7 +43,8 @@ class Sums:
 
     ctx: Context
     registry: Registry
-    owed: dict[SumKey, Part] = field(default_factory=dict)  # that wait for their source
+    owed: dict[SumKey, Part] = field(default_factory=dict)  # that gather
+    awaited: dict[SumKey, SumKey] = field(default_factory=dict)  # what is gathered -> the part that gathers it
     early: dict[SumKey, tuple[messages.ChunkHeader, int, int]] = field(default_factory=dict)  # header, digest, until
 
     def wanted(self, node: int, said: messages.SumsWanted) -> None:
@@ -49,48 +56,66 @@ class Sums:
             if len(self.owed) >= limits.SUMS_HELD_COUNT_MAX or order.target >= len(self.ctx.config.nodes):
                 self._fail(node, said.job, order.number, "it takes part in too many sums, or the target is no node")
                 continue
-            part = Part(said.job, said.snapshot, order, 0)
-            if order.source is None:
-                self._add(node, part, None)
+            part = Part(said.job, said.snapshot, order, self.ctx.seconds(limits.SUM_PATIENCE_S))
+            if not order.gathers:
+                self._add(node, part)
                 continue
-            patience_s = limits.SUM_PATIENCE_S + order.place * limits.SUM_PATIENCE_STEP_S
-            part.deadline_ns = self.ctx.seconds(patience_s)
             self.owed[key] = part
-            if key in self.early:
-                header, digest, _ = self.early.pop(key)
-                self.arrived(header, digest)
+            frames = [(node, term.number) for term in order.gathers]
+            self.awaited.update(dict.fromkeys(frames, key))
+            for frame in frames:
+                if frame in self.early:
+                    header, digest, _ = self.early.pop(frame)
+                    self.arrived(header, digest)
 
     def arrived(self, header: messages.ChunkHeader, digest: int) -> None:
-        """A sum so far came, for a part of ours or before we heard of it."""
+        """A chunk came that a part gathers, or will once we hear of it."""
         key = (header.node, header.chunk)
-        part = self.owed.get(key)
+        owner = self.awaited.get(key)
         frame = key_of_sum(header)
-        if part is None:
+        if owner is None:
             if len(self.early) < limits.SUMS_HELD_COUNT_MAX:
                 self.early[key] = (header, digest, self.ctx.seconds(limits.SUM_PATIENCE_S))
             else:
                 self.ctx.emit(DropFrames((frame,)))
             return
-        if part.order.source != header.sender or part.snapshot != header.snapshot or part.job != header.job:
+        part = self.owed[owner]
+        sender = next(term.node for term in part.order.gathers if term.number == header.chunk)
+        if sender != header.sender or part.snapshot != header.snapshot or part.job != header.job:
             self.ctx.emit(DropFrames((frame,)))
             return
-        del self.owed[key]
+        part.came[header.chunk] = frame
         if header.digest != digest:
-            self.ctx.emit(DropFrames((frame,)))
+            self._drop(owner)
             name = self.ctx.name_of(header.sender)
-            self._fail(header.node, part.job, header.chunk, f"what {name} sent was damaged on its way")
-            return
-        self._add(header.node, part, frame)
+            self._fail(header.node, part.job, part.order.number, f"what {name} sent was damaged on its way")
+        elif part.missing is None:
+            self._end(owner)
+            self._add(header.node, part)
 
-    def _add(self, node: int, part: Part, incoming: ChunkKey | None) -> None:
+    def _end(self, owner: SumKey) -> Part:
+        """A part waits for nothing any more."""
+        part = self.owed.pop(owner)
+        for term in part.order.gathers:
+            self.awaited.pop((owner[0], term.number), None)
+        return part
+
+    def _drop(self, owner: SumKey) -> None:
+        """Nothing comes of a part."""
+        part = self._end(owner)
+        if part.came:
+            self.ctx.emit(DropFrames(tuple(part.came.values())))
+
+    def _add(self, node: int, part: Part) -> None:
         own = self._own_term(part)
         if own is None:
-            if incoming is not None:
-                self.ctx.emit(DropFrames((incoming,)))
+            if part.came:
+                self.ctx.emit(DropFrames(tuple(part.came.values())))
             text = f"{part.order.kind} chunk {part.order.chunk} of {part.snapshot} is not held there"
             self._fail(node, part.job, part.order.number, text)
             return
         header = sum_header(self.ctx, part.job, part.snapshot, wanter=node, number=part.order.number)
+        incoming = tuple((term.factor, part.came[term.number]) for term in part.order.gathers)
         self.ctx.emit(AddToSum(part.order.target, header, own, incoming, part.order.witness))
 
     def _own_term(self, part: Part) -> OwnTerm | None:
@@ -114,14 +139,16 @@ class Sums:
     def wanter_lost(self, node: int) -> None:
         """A node that wanted sums is gone or came back as another process: it waits for none of them."""
         for key in [key for key in self.owed if key[0] == node]:
-            del self.owed[key]
+            self._drop(key)
 
     def tick(self) -> None:
         """Parts that waited in vain, and frames that nobody announced."""
-        for (node, number), part in list(self.owed.items()):
+        for key, part in list(self.owed.items()):
             if self.ctx.now_ns >= part.deadline_ns:
-                del self.owed[node, number]
-                self._fail(node, part.job, number, "nothing came", waits_for=part.order.source)
+                term = part.missing
+                assert term is not None, "what has all is sent at once"
+                self._drop(key)
+                self._fail(key[0], part.job, part.order.number, "nothing came", waits_for=term.node)
         for key, (header, _, until_ns) in list(self.early.items()):
             if self.ctx.now_ns >= until_ns:
                 del self.early[key]

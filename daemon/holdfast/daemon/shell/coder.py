@@ -169,24 +169,26 @@ class Coder:
 
     def _add(self, action: actions.AddToSum) -> None:
         own = self._own(action.own)
-        incoming = None if action.incoming is None else self._bulk.payload(action.incoming)
-        if own is None or (incoming is None and action.incoming is not None):
-            reason = "its chunk fails its digest at rest, or is gone" if own is None else "the sum so far is gone"
-            self._drop_frame(action.incoming)
+        incoming = [(factor, self._bulk.payload(key)) for factor, key in action.incoming]
+        keys = tuple(key for _, key in action.incoming)
+        if own is None or any(payload is None for _, payload in incoming):
+            reason = "its chunk fails its digest at rest, or is gone" if own is None else "what was gathered is gone"
+            self._bulk.drop(keys)
             self._report(events.SumNotAdded(action.header, reason))
             return
-        factor = action.own.factor
-        if incoming is None and factor == 1:
+        if not incoming and action.own.factor == 1:
             total, digest = own, action.own.digest
         else:
             total = np.empty(self._chunk_bytes, dtype=np.uint8).data
-            self._combine([(1, incoming), (factor, own)], total)
+            self._combine([*incoming, (action.own.factor, own)], total)
             digest = chunk_digest(total)
-        self._drop_frame(action.incoming)
+        incoming.clear()
+        self._bulk.drop(keys)
         header = msgspec.structs.replace(action.header, digest=digest)
         self._bulk.send(Outgoing(action.node, header, total))
         if action.witness:
-            self._report(events.SumAdded(action.header, scaled_fingerprint(self._engine.fingerprint(own), factor)))
+            fingerprint = scaled_fingerprint(self._engine.fingerprint(own), action.witness)
+            self._report(events.SumAdded(action.header, fingerprint))
 
     def _store(self, action: actions.StoreSum) -> None:
         slot = self._arena.get(action.memory)

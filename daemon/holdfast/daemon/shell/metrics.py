@@ -207,8 +207,8 @@ def _work_of(action: actions.Action) -> tuple[str, int]:
             return "digest", count
         case actions.EncodeParity(sources=sources):
             return "encode", len(sources)
-        case actions.AddToSum():
-            return "add", 1
+        case actions.AddToSum(incoming=incoming):
+            return "add", 1 + len(incoming)
         case actions.StoreSum(own=own):
             return "store", 1 + len(own)
         case actions.VerifyChunks(digests=digests):
