@@ -36,13 +36,13 @@ REPAIR_RETRY_S = 2.0  # between two tries to repair a chunk whose stripe lacks t
 READ_RANGE_BYTES_MAX = 64 << 20  # one read of a client: bounds the memory lent for it
 RANGES_PER_CLIENT_COUNT_MAX = 2  # one is copied while the next is fetched
 RANGE_COUNT_MAX = 16  # on one node, over all clients: with the above, the memory that reads may take in all
-SUMS_OPEN_BYTES = 32 << 20  # chunks asked for and not yet here, per reader or rebuild; survivors hold k - 1 times as much
+SUMS_OPEN_BYTES = 32 << 20  # chunks asked for and not yet here, per reader or rebuild; survivors hold k - 1 times that
 SUM_CHUNKS_MIN = 4  # the same in chunks, where chunks are large
 SUM_CHUNKS_MAX = 64  # the same in chunks, where they are small
 SUMS_HELD_COUNT_MAX = 1024  # sums in which one node has a part, for all who asked; more are refused and asked for again
 SUMS_PER_MESSAGE_COUNT_MAX = 64  # parts of sums ordered by one message
 SUM_TRIES_COUNT_MAX = 16  # plans for one chunk before it counts as not to be had
-SUM_CHUNKS_START = 8  # under way at first, one more with each that comes: the first ones don't wait behind the rest
+SUMS_FIRST_CHUNKS = 8  # under way at first, one more with each that comes: the first ones don't wait behind the rest
 SUM_TERMS_COUNT_MAX = 255  # chunks that one node gathers for one sum: those of a stripe but its own
 SUM_PATIENCE_S = 3.0  # how long a part waits for what it gathers; longer than a dead peer goes unnoticed
 SUM_PATIENCE_WANTED_S = 4.0  # how long the node that wants it waits: who gathers in vain knows whom to blame, so longer
@@ -102,7 +102,7 @@ assert CHUNK_DEADLINE_S * 2 < PROTECT_STALL_S
 assert AGREEMENT_STRIPES_MAX * 256 * 4 < CONTROL_FRAME_BYTES_MAX
 assert RANGES_PER_CLIENT_COUNT_MAX <= RANGE_COUNT_MAX
 assert PEER_DEADLINE_S < SUM_PATIENCE_S < SUM_PATIENCE_WANTED_S
-assert SUM_CHUNKS_MIN <= SUM_CHUNKS_START <= SUM_CHUNKS_MAX
+assert SUM_CHUNKS_MIN <= SUMS_FIRST_CHUNKS <= SUM_CHUNKS_MAX
 assert SUMS_PER_MESSAGE_COUNT_MAX * SUM_TERMS_COUNT_MAX * 32 < CONTROL_FRAME_BYTES_MAX
 assert TRACE_SPANS_KEPT * TRACE_SPAN_BYTES_MAX < CONTROL_FRAME_BYTES_MAX
 assert SUM_CHUNKS_MIN * CHUNK_BYTES_MAX <= READ_RANGE_BYTES_MAX

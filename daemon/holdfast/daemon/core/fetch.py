@@ -101,7 +101,7 @@ class Fetch:
     received_bytes: int = 0
     failures: int = 0  # chunks that were damaged or wrong
     ended: bool = False
-    allowed: float = limits.SUM_CHUNKS_START  # chunks under way; halved when sums come too late, then raised slowly
+    allowed: float = limits.SUMS_FIRST_CHUNKS  # chunks under way; halved when sums come too late, then raised slowly
     eased_ns: int = 0  # until when another late one says nothing new: it was asked for before the last halving
 
     # --- what is wanted ---
