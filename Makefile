@@ -6,7 +6,7 @@ PIP_ARGS ?=
 BIN     = $(VENV)/bin
 READY   = $(VENV)/.ready
 
-.PHONY: demo test sim chaos fuzz loops-test slurm-test systemd-test lint format docs bench package-test clean
+.PHONY: demo test sim chaos fuzz loops-test slurm-test systemd-test names-test lint format docs bench package-test clean
 
 demo: $(READY)
 	$(BIN)/holdfast demo
@@ -45,6 +45,10 @@ loops-test: $(READY)
 # The unit under a systemd of its own, two minutes. As root.
 systemd-test: $(READY)
 	$(BIN)/python -m pytest -m systemd tests/systemd
+
+# Nodes that are names, with a name server in namespaces of its own, half a minute. As root.
+names-test: $(READY)
+	$(BIN)/python -m pytest -m names tests/names
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

@@ -51,7 +51,10 @@ def _config() -> str:
         rows.append([f"`{setting.name}`", shown, f"`{setting.environment_name}`", about.get(setting.field, "")])
     nodes = [
         ["`name`", "unique in the cluster; also the name of its key files"],
-        ["`address`", '"host:port" of the control plane; IPv6 as "[::1]:7400"'],
+        [
+            "`address`",
+            '"host:port" of the control plane; IPv6 as "[::1]:7400"; a name is looked up again while its node is away',
+        ],
         ["`domain`", "what fails together with it (rack, power supply); its own name if left out"],
     ]
     return "\n\n".join(

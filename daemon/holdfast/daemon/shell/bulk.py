@@ -59,8 +59,8 @@ class BulkPlane:
         self._config, self._context, self._report, self._sealing = config, context, report, sealing
         self._payload_bytes = config.chunk_bytes if sealing is None else config.chunk_bytes + sealing.added_bytes
         self._pull, self.port = network.bulk_pull(context, config.nodes[node].host, frame_bytes_max=self._payload_bytes)
-        self._push: dict[int, tuple[int, network.Socket]] = {}
-        self._ports: dict[int, int] = {}
+        self._push: dict[int, tuple[tuple[str, int], network.Socket]] = {}
+        self._places: dict[int, tuple[str, int]] = {}
         self._waiting: dict[int, deque[Outgoing]] = {}
         self._orders: queue.SimpleQueue[Outgoing | None] = queue.SimpleQueue()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -71,9 +71,15 @@ class BulkPlane:
         """Start the thread."""
         self._thread.start()
 
-    def peer_port(self, node: int, port: int) -> None:
-        """A peer's bulk port, as its heartbeat says; a new one means a new worker there."""
-        self._ports[node] = port
+    def peer_port(self, node: int, port: int, address: str | None = None) -> None:
+        """A peer's bulk port, as its heartbeat says; a new one means a new worker there.
+
+        Args:
+            node: the peer.
+            port: where it receives chunks.
+            address: where it is, if the config's name does not say so.
+        """
+        self._places[node] = (address or self._config.nodes[node].host, port)
 
     def send(self, outgoing: Outgoing) -> None:
         """Queue a chunk. Callable from any thread; credits bound how many are queued."""
@@ -138,16 +144,16 @@ class BulkPlane:
         return self._sealing is None or self._sealing.is_ready(node)
 
     def _socket_to(self, node: int) -> network.Socket | None:
-        port = self._ports.get(node)
-        if port is None or not self._is_ready(node):
+        place = self._places.get(node)
+        if place is None or not self._is_ready(node):
             return None
         known = self._push.get(node)
-        if known is not None and known[0] == port:
+        if known is not None and known[0] == place:
             return known[1]
         if known is not None:
             known[1].close(0)
-        socket = network.bulk_push(self._context, self._config.nodes[node].host, port)
-        self._push[node] = (port, socket)
+        socket = network.bulk_push(self._context, *place)
+        self._push[node] = (place, socket)
         return socket
 
     def _receive(self) -> None:

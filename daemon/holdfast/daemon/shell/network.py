@@ -18,6 +18,7 @@ import zmq
 import zmq.utils.z85
 from holdfast.daemon.core import events
 from holdfast.daemon.shell.keys import Keys, reread
+from holdfast.daemon.shell.names import Names
 from holdfast.protocol import frames, limits, messages
 from holdfast.protocol.config import ClusterConfig, config_digest
 from holdfast.protocol.exit_codes import ExitCode, OperatorError
@@ -37,6 +38,7 @@ _ZAP_DOMAIN = b"holdfast"
 _HWM_FRAMES = 1024  # control messages queued per peer; beyond it they are dropped and repaired by heartbeats
 _TURN_FRAMES_MAX = 256  # frames taken from one socket per turn, so that none starves the others
 _SLACK_BYTES = 64 << 10
+_AWAY_S = 3.0  # a node not heard for so long may have moved: its name is looked up again
 _REREAD_S = 2.0  # between two looks into the keys folder: strangers who knock cost no more than that
 _TCP_OPTIONS = {
     zmq.LINGER: 0, zmq.IPV6: 1, zmq.HEARTBEAT_IVL: 1000, zmq.HEARTBEAT_TIMEOUT: 3000, zmq.TCP_MAXRT: 3000,
@@ -120,6 +122,10 @@ class ControlPlane:
         self._sealing = sealing
         self._digest = config_digest(config)
         self.incarnation = 0
+        self.names = Names([peer.host for peer in config.nodes])
+        self._wanted: set[int] = set()  # nodes to be talked to that have names
+        self._heard_s: dict[int, float] = {}
+        self._dialled: dict[int, str] = {}  # where each dealer connects to
         self._dealers: dict[int, zmq.Socket[bytes]] = {}
         self._monitors: dict[zmq.Socket[bytes], int] = {}
         self._poller: zmq.Poller | None = None
@@ -174,8 +180,13 @@ class ControlPlane:
                 poller.register(socket, zmq.POLLIN)
 
     def dial(self, node: int, poller: zmq.Poller) -> None:
-        """Connect to a node's control socket."""
-        if node in self._dealers:
+        """Connect to a node's control socket, as soon as it is known where that is."""
+        address = self.names.of(node)
+        if address != self._config.nodes[node].host:
+            self._wanted.add(node)
+        if address is None:
+            self.names.look(node)
+        if node in self._dealers or address is None:
             return
         dealer = self._context.socket(zmq.DEALER)
         _set_tcp(dealer)
@@ -189,14 +200,21 @@ class ControlPlane:
             dealer.setsockopt(zmq.CURVE_SECRETKEY, self._keys.secret)
             dealer.setsockopt(zmq.CURVE_SERVERKEY, self._keys.of(node, self._key_attempts.get(node, 0)))
         self._monitors[dealer.get_monitor_socket(_HANDSHAKE_FAILED)] = node
-        peer = self._config.nodes[node]
-        dealer.connect(_endpoint(peer.host, peer.port))
-        self._dealers[node] = dealer
+        dealer.connect(_endpoint(address, self._config.nodes[node].port))
+        self._dealers[node], self._dialled[node] = dealer, address
         self.register(poller)
 
     def redial(self) -> None:
-        """Dial those again whose key is being rotated and who did not have the one that was tried. Once per tick."""
-        for node in self._key_attempts.keys() - self._dealers.keys():
+        """Dial those again whose key is being rotated and did not have the one that was tried, and who moved.
+
+        Once per tick.
+        """
+        for node in self._wanted:
+            if time.monotonic() > self._heard_s.get(node, 0.0) + _AWAY_S:
+                self.names.look(node)
+            if node in self._dealers and self.names.of(node) != self._dialled[node]:
+                self._hang_up(node, next(monitor for monitor, whose in self._monitors.items() if whose == node))
+        for node in (self._key_attempts.keys() | self._wanted) - self._dealers.keys():
             if self._poller is not None:
                 self.dial(node, self._poller)
 
@@ -277,7 +295,7 @@ class ControlPlane:
             self._keys = reread(self._keys, self._config)
 
     def _hang_up(self, node: int, monitor: zmq.Socket[bytes]) -> None:
-        """Close the connection to a node, to dial it with another key at the next tick."""
+        """Close the connection to a node, to dial it with another key, or elsewhere, at the next tick."""
         dealer = self._dealers.pop(node)
         del self._monitors[monitor]
         dealer.disable_monitor()
@@ -305,6 +323,7 @@ class ControlPlane:
             found.append(events.PeerRefused(None, refusal.code, f"{refusal}", by_us=True))
             self._refuse(identity, refusal)
             return
+        self._heard_s[envelope.node] = time.monotonic()
         found.append(events.PeerSaid(envelope.node, envelope.incarnation, message))
 
     def _check_sender(self, node: int, frame: zmq.Frame) -> None:

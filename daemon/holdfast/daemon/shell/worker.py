@@ -253,7 +253,7 @@ class Worker:
             self._handle(event)
         for event in self.control.receive(self.door.tokens, ready):
             if isinstance(event, events.PeerSaid) and isinstance(event.message, messages.Heartbeat):
-                self.bulk.peer_port(event.node, event.message.bulk_port)
+                self._tell_bulk(event.node, event.message.bulk_port)
             self._handle(event)
         for client, arrived in list(self.door.clients.items()):
             if arrived.connection.fileno() in ready and self.door.ended(client):
@@ -262,6 +262,11 @@ class Worker:
             self.poller.unregister(self.link.fileno())
             self.link.revive()
             self.poller.register(self.link.fileno(), READABLE)
+
+    def _tell_bulk(self, node: int, port: int) -> None:
+        address = self.control.names.of(node)
+        if address is not None:
+            self.bulk.peer_port(node, port, address)
 
     def _welcome_clients(self) -> None:
         for _ in range(limits.CLIENT_COUNT_MAX):
