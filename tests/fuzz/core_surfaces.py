@@ -2,7 +2,8 @@
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import msgspec
 from fuzz.mutation import NUMBERS, Maker, Mutator
@@ -12,9 +13,13 @@ from holdfast.daemon.core import events
 from holdfast.daemon.core.protect import key_of
 from holdfast.protocol import frames, limits, messages
 
+T = TypeVar("T")
 JOBS = ("a", "a", "a", "b", "b", "new", "new2")
 FRAMES_HELD_MAX = 4096  # as in the shell
-LARGE_SHARE = 0.03  # of lists that are as long as a frame takes
+LARGE_SHARE = 0.01  # of lists that are as long as a frame takes
+ODD_SHARE = 0.02  # of numbers that mean nothing, or begin another life of a job
+WRECKERS = frozenset({"RestoreAsked", "RestoreDecided", "JobForgotten", "AskForget", "AskRestore", "ReportWanted"})
+WRECKERS_SHARE = 0.1  # of those whose turn it is: where a job ends all the time, nothing is ever protected
 MADE_SHARE = 0.6  # of inputs are made by type; the others are recorded frames, spoiled
 
 
@@ -62,12 +67,14 @@ class Sense:
     def attempt(self) -> int:
         """An attempt of a job, or one beside it."""
         known = [parts.job.attempt for parts in self.prey.node.registry] or [0]
-        near = self.draw.choice(known) + self.draw.choice((-1, 0, 0, 0, 0, 0, 0, 1))
-        return max(near, 0) if self.draw.random() < 0.97 else self.draw.choice(NUMBERS[:-4])
+        if self.draw.random() < ODD_SHARE:
+            return self.draw.choice((*NUMBERS[:-4], known[0] + 1))
+        return max(self.draw.choice(known) - (self.draw.random() < ODD_SHARE), 0)
 
     def snapshot(self) -> list[int]:
         """A snapshot that is held or open, or one beside it."""
         slots = [slot.snapshot for parts in self.prey.node.registry for slot in parts.job.slots if slot.snapshot]
+        slots += [parts.job.committed for parts in self.prey.node.registry if parts.job.committed]
         if not slots or self.draw.random() < 0.1:
             return [self.attempt(), self.draw.choice(NUMBERS)]
         one = self.draw.choice(slots)
@@ -123,11 +130,17 @@ class CoreSurface(Surface):
         """What goes over the wire for a message."""
         return body
 
+    def _turn(self, kinds: Sequence[T], name_of: Callable[[T], str]) -> T:
+        kind = self.draw.choice(kinds)
+        if name_of(kind) in WRECKERS and self.draw.random() > WRECKERS_SHARE:
+            return self._turn(kinds, name_of)
+        return kind
+
     def make(self) -> bytes:
         if self.draw.random() > MADE_SHARE:
-            kind = self.draw.choice(sorted(self.recorded))
+            kind = self._turn(sorted(self.recorded), lambda kind: kind.removeprefix("peer "))
             return self.spoil.frame(self.draw.choice(self.recorded[kind]), self.every_frame)
-        body = self.maker.make(self.draw.choice(self.kinds))
+        body = self.maker.make(self._turn(self.kinds, lambda kind: kind.__name__))
         if self.draw.random() < 0.2:
             body = self.spoil.rewrite(body)
         try:

@@ -30,7 +30,7 @@ BATCH_GROWTH_BYTES_MAX = 64 << 20  # of the process while it hears a batch: ten 
 ROUND_GROWTH_BYTES_MAX = 192 << 20  # of the process from the second round on: a leak would pass that within a million
 SHOWN_BYTES = 600  # of an input that breaks a rule
 BATCH_INPUTS = 200
-ROUND_INPUTS = 20_000  # then everything is made anew: nonsense must not pile up into a state that no peer could cause
+ROUND_INPUTS = 5_000  # then everything is made anew: nonsense must not pile up into a state that no peer could cause
 SHARES = {
     "control frames": 35, "client messages": 15, "bulk frames": 8, "replies to clients": 8, "http requests": 6,
     "ledger": 6, "keeper and worker": 6, "service manager": 1, "config and key files": 5, "records and reports": 4,

@@ -5,6 +5,7 @@ Everything is drawn from one generator, so a seed and a round replay an input ex
 
 import random
 from collections.abc import Callable, Sequence
+from functools import cache
 
 import msgspec
 from msgspec import inspect
@@ -143,6 +144,12 @@ class Mutator:
             return self.cut(frame, others)
 
 
+@cache
+def type_info(kind: type[msgspec.Struct]) -> inspect.Type:
+    """What a type allows; finding it out takes a millisecond."""
+    return inspect.type_info(kind)
+
+
 class Maker:
     """Whole records by their type: every field is one that the type allows, and often one that means something here."""
 
@@ -152,7 +159,7 @@ class Maker:
 
     def make(self, kind: type[msgspec.Struct]) -> object:
         """A record as plain data, which encodes to a frame that decodes as `kind`, mostly."""
-        return self._value(inspect.type_info(kind), "")
+        return self._value(type_info(kind), "")
 
     def _value(self, info: inspect.Type, name: str) -> object:  # one line per kind of type
         draw = self.draw

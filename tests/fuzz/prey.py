@@ -22,7 +22,7 @@ from sim.scale import trust_everybody
 SAMPLES_PER_KIND = 24
 VICTIM = 0  # the lowest node collects: it hears more than the others
 STATUS_SHARE = 0.01  # of inputs after which the status is asked for, which tells what others said
-PACE_S = 0.0015  # of the cluster's time, between two inputs
+PACE_S = 0.004  # of the cluster's time, between two inputs
 NODES = 4
 
 
@@ -40,8 +40,10 @@ class Prey:
             JobShape("a", ((0, 300), (1, 500), (1, 65), (2, 64)), step_s=0.3),
             JobShape("b", ((2, 130), (0, 64)), step_s=0.5),
         )
-        shape = ClusterShape(node_count=NODES, parity=2, group_size=4, jobs=jobs)
+        shape = ClusterShape(node_count=NODES, parity=2, group_size=4, jobs=jobs, drill_period_s=2, scrub_period_s=2)
         self.cluster = Cluster(self.seed, shape)
+        for name, value in (("durable_dir", "/copies"), ("durable_every_steps", 5), ("durable_after_lives", 2)):
+            object.__setattr__(self.cluster.config, name, value)
         self.draw = random.Random(self.seed)
         self.meters = Meters(chunk_bytes=64, version="0")
         encode = frames.encode
@@ -61,6 +63,12 @@ class Prey:
             self._live()
         finally:
             frames.encode = encode
+        match self.seed % 3:  # what it is about when the nonsense begins
+            case 1:
+                self.cluster.lose_node(VICTIM, back_after_s=0.1)  # bringing back what it lost
+                self.cluster.world.run_until(lambda: False, deadline_s=self.cluster.world.now_s + 1.0)
+            case 2:
+                self.cluster.lose_node(1, back_after_s=3.0)  # reading what another one lost
         self.ledgers = [machine.ledger for machine in self.cluster.machines if machine.ledger is not None]
         trust_everybody(self.cluster)
         self.clients = [self.worker.attach(lambda _: None, lambda: None).number for _ in range(3)]

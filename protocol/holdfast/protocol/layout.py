@@ -3,14 +3,18 @@
 Covers sizes and places derived from the table of shards. Knows nothing of what is inside a shard.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Annotated
 
 import msgspec
 from holdfast.coding import chunk_digest
+from holdfast.protocol import limits
 from holdfast.protocol.fields import Count, Every, NodeNumber
 from holdfast.protocol.placement import Placement
 from holdfast.protocol.stripes import StripeMap
+from msgspec import Meta
 
 
 class ShardPlace(msgspec.Struct, frozen=True, array_like=True):
@@ -30,7 +34,7 @@ class Layout(msgspec.Struct, frozen=True, dict=True):
         version: counts the plans of one attempt, from 1; a later plan replaces an earlier one.
     """
 
-    shards: tuple[ShardPlace, ...]
+    shards: Annotated[tuple[ShardPlace, ...], Meta(max_length=limits.WORLD_SIZE_MAX)]
     first_step: Count
     every: Every
     version: Count = 1
@@ -68,6 +72,10 @@ class Layout(msgspec.Struct, frozen=True, dict=True):
     def chunk_count(self, node: int, chunk_bytes: int) -> int:
         """Whole chunks of the node's image."""
         return -(-self.image_bytes(node) // chunk_bytes)
+
+    def group_chunks(self, group: Iterable[int], chunk_bytes: int) -> int:
+        """Data chunks of all members of a group."""
+        return sum(self.chunk_count(node, chunk_bytes) for node in group)
 
     def is_due(self, step: int) -> bool:
         """Whether the agreed cadence stages `step`."""

@@ -25,6 +25,7 @@ SLOTS_COUNT_MAX = 64  # of one job on one node: so many of its snapshots can be 
 GIVEN_UP_KEPT = 8  # given-up snapshots repeated in heartbeats; slots bound how many can be open
 LAYOUTS_KEPT = 4  # layouts of a job that a node remembers: the newest plan and those of snapshots still held
 
+GROUP_CHUNKS_MAX = 1 << 22  # data chunks of one group in one snapshot: 4 TiB with the default chunk, 32 MiB of table
 CHUNK_BYTES_MIN = 64 << 10
 CHUNK_BYTES_MAX = 16 << 20
 CHUNK_CREDITS = 4  # chunks sent to one peer and not yet acknowledged, per snapshot; 2 to 8 measured flat

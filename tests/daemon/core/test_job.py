@@ -3,7 +3,7 @@
 from holdfast.daemon.core import actions, events
 from holdfast.daemon.core.context import Context
 from holdfast.daemon.core.node import Node
-from holdfast.protocol import messages
+from holdfast.protocol import limits, messages
 from holdfast.protocol.config import config_digest, parse_config
 from holdfast.protocol.ids import SnapshotId
 from holdfast.protocol.layout import Layout, ShardPlace
@@ -112,7 +112,19 @@ def test_a_plan_that_can_never_fit_is_refused_with_the_numbers_and_costs_no_clos
     alone.happens(events.TimePassed(FREE_BYTES))
     alone.said.clear()
     attempt = alone.node.jobs["huge"].job.attempt
+    alone.says(3, messages.Plan("huge", attempt, 0, Layout((ShardPlace(0, 1 << 41),), 0, 1)))
+    (denied,) = [said for said in alone.said if isinstance(said, messages.Denied)]
+    assert "memory budget: needed 2199" in denied.text
+    assert "gpt" in alone.node.jobs, "nobody's going would have been enough"
+
+
+def test_a_plan_of_more_chunks_than_a_group_may_have_is_refused_with_the_numbers() -> None:
+    alone = Alone()
+    alone.happens(events.ClientArrived(3, 3))
+    alone.says(3, messages.AskRestore("huge"))
+    alone.happens(events.TimePassed(FREE_BYTES))
+    alone.said.clear()
+    attempt = alone.node.jobs["huge"].job.attempt
     alone.says(3, messages.Plan("huge", attempt, 0, Layout((ShardPlace(0, 1 << 60),), 0, 1)))
     (denied,) = [said for said in alone.said if isinstance(said, messages.Denied)]
-    assert "memory budget: needed 11529" in denied.text
-    assert "gpt" in alone.node.jobs, "nobody's going would have been enough"
+    assert f"1099511627776 chunks, {limits.GROUP_CHUNKS_MAX} are the limit" in denied.text

@@ -5,6 +5,7 @@ from holdfast.daemon.core.memory import READ_SLOTS_FROM
 from holdfast.protocol import messages
 from holdfast.protocol.exit_codes import ExitCode
 from holdfast.protocol.ids import SnapshotId
+from holdfast.protocol.layout import Layout, ShardPlace
 from sim.cluster import Cluster, ClusterShape
 from sim.network import NetworkFaults
 from sim.ranks import JobShape
@@ -165,3 +166,19 @@ def test_a_reader_has_few_reads_open_at_once() -> None:
     worker.said(client, messages.ReadRange("a", snapshot, 1, 0, 10, 4))
     until(cluster, lambda: len(heard) == 4)
     assert isinstance(heard[3], messages.RangeReady)
+
+
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [(ShardPlace(4095, 100), "names node 4095"), (ShardPlace(1, 1 << 60), "chunks, 4194304 are the limit")],
+)
+def test_a_layout_that_can_not_be_this_clusters_is_refused(place: ShardPlace, words: str) -> None:
+    cluster = committed_cluster()
+    snapshot = SnapshotId(7, 7)
+    worker = cluster.machines[2].worker
+    assert worker is not None
+    worker.node.ranges.learn(messages.CommittedGiven("b", 1, 7, snapshot, Layout((place,), 0, 1)))
+    heard = cluster.command(2, messages.ReadRange("b", snapshot, 0, 0, 10, 1))
+    until(cluster, lambda: heard)
+    assert isinstance(heard[0], messages.RangeDenied)
+    assert words in heard[0].text

@@ -272,6 +272,7 @@ class Job:
             attempt=self.attempt,
             node=self.ctx.node,
             node_count=len(self.ctx.config.nodes),
+            group_chunks=plan.layout.group_chunks(self.ctx.group, self.ctx.config.chunk_bytes),
             held_by_another=self.roles.get(plan.role, client) != client,
         )
         if refused is not None:

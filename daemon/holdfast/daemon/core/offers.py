@@ -4,7 +4,7 @@ Covers asking and answering without a restore: no attempt begins, nothing is pau
 the node's own range reads by a function that is called with the answer.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from holdfast.daemon.core import report
@@ -16,6 +16,7 @@ from holdfast.protocol import limits, messages
 from holdfast.protocol.exit_codes import ExitCode
 from holdfast.protocol.ids import SnapshotId
 
+LOOK_S = 0.02  # between two looks at open questions: each is at all nodes, and thousands may speak in that time
 ASK_AGAIN_S = 1.0  # a question or its answer may be lost
 Answer = Callable[[messages.CommittedGiven | None], None]  # None: the collector gave no answer in time
 
@@ -42,6 +43,7 @@ class Offers:
     asked: dict[int, Question] = field(default_factory=dict)
     hearing: set[tuple[int, int]] = field(default_factory=set)  # those for which all nodes were asked to speak
     to_answer: dict[tuple[int, int], Query] = field(default_factory=dict)  # (asker, request) -> question
+    look_ns: int = 0  # when a heartbeat is worth a look at them again
 
     def ask_for(self, client: int, job: str) -> None:
         """A reader of this node wants to know."""
@@ -81,12 +83,17 @@ class Offers:
         """A node asks this one, which collects."""
         if len(self.to_answer) < limits.CLIENT_COUNT_MAX:
             query = Query(said.job, said.request, asker, self.ctx.now_ns, self.ctx.seconds(limits.HEAR_ALL_S))
-            self.to_answer.setdefault((asker, said.request), query)
-            self.answer_ready()
+            self._answer({(asker, said.request): self.to_answer.setdefault((asker, said.request), query)})
 
-    def answer_ready(self) -> None:
-        """Answer what can be answered: something was heard, or time passed."""
-        for key, query in list(self.to_answer.items()):
+    def heard(self) -> None:
+        """A node said what it holds: some questions may have waited for it. One look serves many heartbeats."""
+        if self.to_answer and self.ctx.now_ns >= self.look_ns:
+            self.look_ns = self.ctx.seconds(LOOK_S)
+            self._answer(self.to_answer)
+
+    def _answer(self, questions: Mapping[tuple[int, int], Query]) -> None:
+        """Answer what can be answered."""
+        for key, query in list(questions.items()):
             if not self.peers.settled and self.ctx.now_ns < query.deadline_ns:
                 continue
             parts = self.registry.get(query.job)
@@ -138,7 +145,7 @@ class Offers:
 
     def tick(self) -> None:
         """Deadlines, and questions that are asked again."""
-        self.answer_ready()
+        self._answer(self.to_answer)
         for request, question in list(self.asked.items()):
             if self.ctx.now_ns >= question.deadline_ns:
                 del self.asked[request]

@@ -113,7 +113,7 @@ class PeerSide:
             case messages.Heartbeat():
                 for job_report in message.jobs:
                     self._heard_report(node, job_report)
-                self.offers.answer_ready()
+                self.offers.heard()
                 self.ranges.heard()
                 self.restoring.answer()  # this may have been the last node that a question waited for
             case messages.ReportWanted(_, job):

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from holdfast.protocol import messages
+from holdfast.protocol import limits, messages
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,7 +13,9 @@ class Refusal:
     retry: bool = False
 
 
-def refusal(plan: messages.Plan, *, attempt: int, node: int, node_count: int, held_by_another: bool) -> Refusal | None:
+def refusal(
+    plan: messages.Plan, *, attempt: int, node: int, node_count: int, group_chunks: int, held_by_another: bool
+) -> Refusal | None:
     """Check a plan; None if it can be taken.
 
     Args:
@@ -21,6 +23,7 @@ def refusal(plan: messages.Plan, *, attempt: int, node: int, node_count: int, he
         attempt: the job's attempt as known here.
         node: this node's index.
         node_count: nodes of the cluster.
+        group_chunks: data chunks that the layout gives to this node's group.
         held_by_another: the role belongs to another live process in this attempt.
     """
     places, role = plan.layout.shards, plan.role
@@ -35,6 +38,9 @@ def refusal(plan: messages.Plan, *, attempt: int, node: int, node_count: int, he
         return Refusal(f"the layout puts role {role} on node {places[role].node}, this daemon is node {node}")
     if any(place.node >= node_count for place in places):
         return Refusal(f"the layout names a node beyond the {node_count} of this cluster")
+    if group_chunks > limits.GROUP_CHUNKS_MAX:
+        text = f"the layout gives this group {group_chunks} chunks, {limits.GROUP_CHUNKS_MAX} are the limit"
+        return Refusal(f"{text}; raise memory.chunk_bytes")
     if held_by_another:
         return Refusal(f"role {role} of this attempt is held by another process that is still alive", retry=True)
     return None

@@ -153,7 +153,10 @@ class Ranges:
             text = f"role {wish.role}: the snapshot has roles 0 to {len(layout.shards) - 1}"
             self._refuse(found, ExitCode.USAGE, text)
             return False
-        shard_bytes = layout.shards[wish.role].shard_bytes
+        owner, shard_bytes = layout.shards[wish.role].node, layout.shards[wish.role].shard_bytes
+        if problem := self._beyond(layout, owner):
+            self._refuse(found, ExitCode.USAGE, problem)
+            return False
         if wish.offset_bytes + wish.length_bytes > shard_bytes:
             text = (
                 f"bytes {wish.offset_bytes} to {wish.offset_bytes + wish.length_bytes} of role {wish.role}: its shard"
@@ -162,6 +165,16 @@ class Ranges:
             return False
         found.layout = layout
         return True
+
+    def _beyond(self, layout: Layout, owner: int) -> str:
+        """Why a layout that another node told can't be one of this cluster; empty if it can."""
+        node_count = len(self.ctx.config.nodes)
+        if owner >= node_count:
+            return f"the layout that the collector told names node {owner}, this cluster has {node_count}"
+        group = self.ctx.placement.groups[self.ctx.placement.group_of(owner)]
+        count = layout.group_chunks(group, self.ctx.config.chunk_bytes)
+        too_many = f"the layout gives a group {count} chunks, {limits.GROUP_CHUNKS_MAX} are the limit"
+        return too_many if count > limits.GROUP_CHUNKS_MAX else ""
 
     def _told(self, found: Range, given: messages.CommittedGiven | None) -> None:
         """The collector says what is committed: the layout, or that something newer is."""
