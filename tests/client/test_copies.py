@@ -55,5 +55,24 @@ def test_the_newest_copy_is_begun_from_where_memory_has_nothing_and_an_older_one
     make(tmp_path, 10, 20, 30)
     answer = RestoreAnswer("gpt", 4, snapshot, None, problem, durable_dir=str(tmp_path), use_older=use_older)
     found = choose(answer)
-    assert (found.step if found is not None else None) == chosen
-    assert choose(RestoreAnswer("gpt", 4, None, None)) is None
+    assert (found[0].step if found else None) == chosen
+    assert [copy.step for copy in found] == [step for step in (30, 20, 10) if chosen is not None and step <= chosen]
+    assert choose(RestoreAnswer("gpt", 4, None, None)) == []
+
+
+def test_every_file_is_compared_with_what_was_written_by_all_ranks_together(tmp_path: Path) -> None:
+    for name in ("a.distcp", "b.distcp", "c.distcp", room.METADATA):
+        (tmp_path / name).write_bytes(name.encode() * 100)
+    (tmp_path / "empty").touch()
+    assert room.damage(tmp_path) == "", "a copy of before there were lists"
+    room.write_digests(tmp_path)
+    assert room.damage(tmp_path) == ""
+    flipped = bytearray((tmp_path / "b.distcp").read_bytes())
+    flipped[17] ^= 1
+    (tmp_path / "b.distcp").write_bytes(flipped)
+    assert sum("b.distcp: expected digest" in room.damage(tmp_path, part=part, parts=3) for part in range(3)) == 1
+    assert "b.distcp: expected digest" in room.damage(tmp_path)
+    (tmp_path / "b.distcp").write_bytes(flipped[:-1])
+    assert "b.distcp: expected 800 bytes, found 799" in room.damage(tmp_path)
+    (tmp_path / "b.distcp").unlink()
+    assert "b.distcp" in room.damage(tmp_path)

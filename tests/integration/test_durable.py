@@ -1,6 +1,7 @@
 """Durable copies by real daemons: made, thinned, killed in the middle, refused by their directory, begun from."""
 
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -8,8 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from holdfast.client import Snapshotter
-from holdfast.client.copies import copies
+from holdfast.client.copies import DIGESTS, copies, damage, place, write_digests
 from local_cluster import LocalCluster, children, job_row, until
 
 MakeCluster = Callable[..., LocalCluster]
@@ -63,6 +65,9 @@ def test_a_copy_is_whole_or_not_visible_and_is_begun_from_once_all_memory_is_los
     wait_copied(cluster, 3, node=1)  # it is tried again, and all hear of it
     assert [copy.step for copy in copies(root, "job")] == [3]
     assert not list((root / "job").glob(".*.part"))
+    path = copies(root, "job")[0].path
+    assert (path / DIGESTS).is_file()
+    assert damage(path) == ""
     told = cluster.command("status")
     assert "durable: step 3 was copied" in told.stdout
     for node in (0, 1):
@@ -117,3 +122,43 @@ def test_a_stop_waits_for_the_copy_of_what_is_committed_and_only_the_newest_stay
     for process in cluster.keepers.values():
         process.wait(2 * TORCH_S)
     assert [(copy.number, copy.step) for copy in copies(root, "job")] == [(2, 0), (3, 5)]
+
+
+@pytest.mark.parametrize("spoil", ["truncated", "flipped", "gone"])
+def test_a_newest_copy_that_can_not_be_read_gives_way_to_the_one_before(tmp_path: Path, spoil: str, kept: Path) -> None:
+    root = tmp_path / "copies"
+    shutil.copytree(kept, root)
+    newest = copies(root, "job")[-1]
+    file = max(newest.path.glob("*.distcp"), key=lambda path: path.stat().st_size)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    if spoil == "gone":
+        file.unlink()
+    else:
+        file.write_bytes(content if spoil == "flipped" else content[: len(content) // 2])
+    with LocalCluster(nodes=1, parity=0, settings=durable(root, by_steps=0)) as cluster:
+        cluster.start()
+        fresh = state_of(3.0)
+        with Snapshotter(fresh, job="job", socket=cluster.socket(0), on_error="raise") as job:
+            with pytest.warns(RuntimeWarning) as said:
+                assert job.restore() == 3
+            texts = [str(warning.message) for warning in said]
+            assert any("durable copy of step 4" in text and "can't be restored" in text for text in texts), texts
+            assert any("restored from the durable copy of step 3" in text for text in texts), texts
+    wanted = torch.load(kept.parent / "step3.pt", weights_only=True)
+    for name, value in fresh["model"].state_dict().items():
+        assert torch.equal(wanted[name], value)
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two durable copies of a job, of steps 3 and 4, as a daemon leaves them; beside them what step 3 was."""
+    root = tmp_path_factory.mktemp("durable") / "copies"
+    for step in (3, 4):
+        state = state_of(float(step))
+        path = place(root, "job", step=step)
+        dcp.save({name: item.state_dict() for name, item in state.items()}, checkpoint_id=path, no_dist=True)
+        write_digests(path)
+        if step == 3:
+            torch.save(state["model"].state_dict(), root.parent / "step3.pt")
+    return root

@@ -28,11 +28,10 @@ class Part(msgspec.Struct):
     nodes: tuple[int, ...] = ()  # of the snapshot's roles
     kind: Literal["plan", "restore", "done"] = "plan"
     fatal: bool = False  # something is committed and can't be had
-    copy: str = ""  # the durable copy that is restored instead
-    copy_step: int = 0
+    copies: tuple[tuple[str, int], ...] = ()  # durable copies that are restored instead, and their steps; best first
 
     def offer(self, answer: RestoreAnswer) -> str:
-        """Name the durable copy that is to be restored instead of what the cluster found in memory, if there is one.
+        """Name the durable copies that may be restored instead of what the cluster found in memory, if there are any.
 
         Returns:
             What is to be said: a job must not begin from nothing only because its copies can't be seen from here.
@@ -43,8 +42,8 @@ class Part(msgspec.Struct):
             self.problem = f"{self.problem or 'memory holds nothing'}; durable copies can't be read either: {error}"
             self.fatal = True
             return ""
-        if chosen is not None:
-            self.copy, self.copy_step = str(chosen.path), chosen.step
+        if chosen:
+            self.copies = tuple((str(copy.path), copy.step) for copy in chosen)
         elif answer.problem and answer.durable_dir:
             self.problem += f"; {answer.durable_dir} has no durable copy of the job either"
         elif answer.snapshot is None and answer.durable_dir and not Path(answer.durable_dir).is_dir():

@@ -2,18 +2,23 @@
 
 Covers folders and names only. A copy is ``ROOT/JOB/copy-NUMBER-step-STEP``: it got that name when it was whole. Numbers
 grow from copy to copy, so they tell the order also where a job's steps began anew. What begins with a dot is not whole.
+Each copy has a list of its files' sizes and digests, since torch reads a file with a flipped bit without a word.
 """
 
+import mmap
 import re
 import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from holdfast.coding import chunk_digest
 from holdfast.protocol.messages import RestoreAnswer
 
 NAME = re.compile(r"copy-(\d{1,18})-step-(\d{1,18})")
 METADATA = ".metadata"  # torch writes it last
+DIGESTS = "holdfast.digests"  # a line per file: digest, bytes, name
+COPIES_TRIED_COUNT_MAX = 16  # of a job, from the newest back; more are hardly ever kept
 LEFT_OVER_S = 2 * 3600.0  # what nobody has added a file to for so long is being written by nobody any more
 
 
@@ -67,15 +72,54 @@ def thin(root: Path, job: str, *, keep: int) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def choose(answer: RestoreAnswer) -> Copy | None:
-    """The copy to begin from, if memory has nothing that can be restored, or what it has was tried too often.
+def write_digests(directory: Path) -> Path:
+    """List the files of a checkpoint with what is in them. Returns the list's path."""
+    names = sorted(path.name for path in directory.iterdir() if path.is_file() and path.name != DIGESTS)
+    lines = [f"{_digest(directory / name):016x} {(directory / name).stat().st_size} {name}" for name in names]
+    (directory / DIGESTS).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return directory / DIGESTS
+
+
+def damage(directory: Path, *, part: int = 0, parts: int = 1) -> str:
+    """What is wrong with a copy: a file that is gone, or not what was written. Empty if nothing is.
+
+    Args:
+        directory: the copy. One of before there were lists passes.
+        part: which share of its files to read, of `parts`: ranks read a copy together.
+        parts: shares.
+    """
+    listed = directory / DIGESTS
+    try:
+        lines = listed.read_text(encoding="utf-8").splitlines() if listed.exists() else []
+        for line in lines[part::parts]:
+            digest, size_bytes, name = line.split(" ", 2)
+            found_bytes = (directory / name).stat().st_size
+            if found_bytes != int(size_bytes):
+                return f"{name}: expected {size_bytes} bytes, found {found_bytes}"
+            found = f"{_digest(directory / name):016x}"
+            if found != digest:
+                return f"{name}: expected digest {digest}, found {found}"
+    except (OSError, ValueError) as error:
+        return str(error)
+    return ""
+
+
+def _digest(path: Path) -> int:
+    if path.stat().st_size == 0:
+        return chunk_digest(b"")
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return chunk_digest(content)
+
+
+def choose(answer: RestoreAnswer) -> list[Copy]:
+    """The copies to begin from, the best first, if memory has nothing to restore, or what it has was tried too often.
 
     Raises:
         OSError: the directory can't be read.
     """
     if not answer.durable_dir:
-        return None
+        return []
     found = copies(Path(answer.durable_dir), answer.job)
     if answer.snapshot is not None and not answer.problem:
         found = [copy for copy in found if copy.step < answer.snapshot.step] if answer.use_older else []
-    return found[-1] if found else None
+    return found[::-1][:COPIES_TRIED_COUNT_MAX]

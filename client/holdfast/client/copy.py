@@ -5,13 +5,14 @@ Covers writing the newest committed step aside, giving it its name once it is sy
 
 import argparse
 import ctypes
+import os
 import shutil
 import signal
 import sys
 import time
 from pathlib import Path
 
-from holdfast.client.copies import aside, place, thin
+from holdfast.client.copies import aside, place, thin, write_digests
 from holdfast.client.export import Exported, sync_directory, told, write_newest
 from holdfast.client.ranges import RangeReader
 from holdfast.protocol.exit_codes import ExitCode, OperatorError
@@ -41,6 +42,8 @@ def copy(*, job: str, root: Path, keep: int, node: str, socket: Path | None = No
         part = aside(root, job, node=node)
         with RangeReader(job=job, socket=socket) as source:
             step, attempt = write_newest(source, part, job=job, step=None)
+        with write_digests(part).open("rb") as listed:
+            os.fsync(listed.fileno())
         sync_directory(part)
         to = place(root, job, step=step)
         part.rename(to)

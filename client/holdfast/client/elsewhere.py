@@ -3,13 +3,15 @@
 Keeps torch's checkpoints, which take a while to import, out of every restore that does not need them.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from holdfast.client.agreement import Part, exchange
+from holdfast.client.copies import damage
 from holdfast.client.errors import HoldfastError, NotRecoverableError, RefusedError
 from holdfast.client.ranks import Ranks
-from holdfast.client.state_errors import MalformedShardError, ShardError
+from holdfast.client.state_errors import MalformedShardError, RestoreMismatchError, ShardError
 from holdfast.protocol.ids import SnapshotId
 
 PATIENCE_S = 120.0  # for one answer; a range of a lost node is computed from what the others hold
@@ -50,8 +52,45 @@ class Elsewhere:
             say(text)
         return None
 
-    def restore_copy(self, directory: str) -> Exception | None:
-        """Restore from a durable copy. Returns what went wrong."""
+    def restore_copies(self, copies: Sequence[tuple[str, int]], *, say: Callable[[str], None]) -> tuple[str, int]:
+        """Restore from the first of these durable copies that every rank can read. A collective.
+
+        Returns:
+            The copy and its step.
+
+        Raises:
+            RestoreMismatchError: a copy is whole, and the live state does not fit it.
+            NotRecoverableError: none can be read.
+        """
+        told = []
+        for directory, step in copies:
+            problem = self._agree(self._damage(directory)) or self._agree(self._restore_copy(directory))
+            if not problem:
+                return directory, step
+            told.append(f"the durable copy of step {step} in {directory} can't be restored: {problem}")
+            say(told[-1])
+        raise NotRecoverableError("; ".join(told[:4]))
+
+    def _agree(self, failure: Exception | None) -> str:
+        """What went wrong on any rank; empty if nothing did. All ranks hear the same, and so do the same.
+
+        Raises:
+            RestoreMismatchError: the live state of a rank does not fit; an older copy would not either.
+        """
+        unfit = isinstance(failure, RestoreMismatchError)
+        mine = Part(self.job, problem=str(failure) if failure else "", fatal=unfit)
+        parts = exchange(self.ranks, mine, "done")
+        text = "; ".join([f"rank {rank}: {part.problem}" for rank, part in enumerate(parts) if part.problem][:4])
+        if any(part.fatal for part in parts):
+            raise failure if unfit and failure is not None else RestoreMismatchError(text)
+        return text
+
+    def _damage(self, directory: str) -> Exception | None:
+        """What is wrong with this rank's share of a copy, before anything live is changed."""
+        found = damage(Path(directory), part=self.ranks.rank, parts=self.ranks.world_size)
+        return MalformedShardError(found) if found else None
+
+    def _restore_copy(self, directory: str) -> Exception | None:
         from holdfast.client.durable import load_copy  # noqa: PLC0415  # see the file's head
 
         try:

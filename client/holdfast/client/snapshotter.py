@@ -145,7 +145,7 @@ class Snapshotter:
         clock.lap("ask")
         lead = parts[0]
         problems = [f"rank {rank}: {part.problem}" for rank, part in enumerate(parts) if part.problem]
-        if lead.copy:
+        if lead.copies:
             return self._restore_copy(lead, clock)
         if lead.fatal:
             raise NotRecoverableError(lead.problem)
@@ -174,11 +174,11 @@ class Snapshotter:
         """Memory has nothing to begin from, or what it has was tried too often: begin from a durable copy."""
         self._attempt = lead.attempt or None
         elsewhere = Elsewhere(self._state, self._job, self._path, ranks=self._ranks, allow_pickle=self._allow_pickle)
-        failure = elsewhere.restore_copy(lead.copy)
+        copy, step = elsewhere.restore_copies(lead.copies, say=self._say)
         clock.lap("durable")
-        step = self._restored(lead.copy_step, f"the durable copy {lead.copy}", failure, clock)
+        self._plan_early(step + 1)
         why = lead.problem or (f"{lead.snapshot} was tried too often" if lead.snapshot else "memory holds nothing")
-        self._say(f"restored from the durable copy of step {step} in {lead.copy}, without random generators: {why}")
+        self._say(f"restored from the durable copy of step {step} in {copy}, without random generators: {why}")
         return step
 
     def _restored(self, step: int, what: str, failure: Exception | None, clock: Laps) -> int:
