@@ -143,7 +143,8 @@ class HoldfastCallback(TrainerCallback):
                 return ""
             allow_pickle = bool(self._options.get("allow_pickle"))
             objects, _ = load_objects(0, read_head(reader, 0), allow_pickle=allow_pickle)
-        return str(objects[PROGRESS]["text"]) if PROGRESS in objects else ""
+        progress = objects.get(PROGRESS)  # another kind of program may have staged under this job's name
+        return str(progress.get("text", "")) if isinstance(progress, dict) else ""
 
     # --- what the Trainer calls ---
 
@@ -152,6 +153,7 @@ class HoldfastCallback(TrainerCallback):
         if self._progress is None:
             raise HoldfastError("HoldfastCallback: expected attach(trainer) before train(), found none; call it")
         trainer = self._progress.trainer
+        self._progress = _Progress(trainer)  # of this start: an earlier one had another history
         self.snapshotter = Snapshotter(
             {**_state_of(trainer), PROGRESS: self._progress, **self._extra},
             job=self._job,
