@@ -17,6 +17,7 @@ from holdfast.cli import processes
 from holdfast.cli.arguments import Subparsers, add_json_flag
 from holdfast.cli.link import Daemon, default_socket
 from holdfast.cli.output import emit, emit_json
+from holdfast.protocol.config import parse_config
 from holdfast.protocol.exit_codes import ExitCode, OperatorError
 
 WORKER = "holdfast.daemon.shell.worker"
@@ -41,8 +42,11 @@ def run(args: argparse.Namespace) -> int:
     """Check, exchange, compare."""
     path = args.socket or default_socket()
     with Daemon(path) as daemon:
-        name, pid, before = daemon.welcome.node_name, daemon.pid, _own_row(daemon)
+        name, pid, status = daemon.welcome.node_name, daemon.pid, daemon.status()
+    before = status["nodes"][[row["name"] for row in status["nodes"]].index(name)]
     refuse_worse(pid)
+    if _steps(before):
+        refuse_other_cluster(pid, status)
     try:
         os.kill(pid, signal.SIGHUP)
     except OSError as error:
@@ -86,6 +90,29 @@ def refuse_worse(pid: int) -> None:
         code = ExitCode(tried.returncode) if tried.returncode in set(ExitCode) else ExitCode.BUG
         said = tried.stderr.strip() or f"status {tried.returncode}"
         raise OperatorError(code, f"a new worker would not start, so the running one stays: {said}")
+
+
+def refuse_other_cluster(pid: int, status: dict[str, Any]) -> None:
+    """Refuse a config under which a new worker would not take up the snapshots that this node holds.
+
+    Raises:
+        OperatorError: cluster, epoch, parity or groups are others now (exit code 5). The running worker is not touched.
+    """
+    words = processes.arguments(pid)
+    file = Path(words[words.index("--config") + 1])
+    config = parse_config(
+        file.read_text(encoding="utf-8"), origin=str(file), environment=processes.environment(pid)
+    ).config
+    groups = [[config.nodes[node].name for node in group] for group in config.placement().groups]
+    given = {"cluster": config.cluster_name, "epoch": config.epoch, "parity": config.parity, "groups": groups}
+    differ = [f"{key}: {status[key]}, in the file {value}" for key, value in given.items() if status[key] != value]
+    if differ:
+        raise OperatorError(
+            ExitCode.WRONG_CLUSTER,
+            f"expected {file} to describe the cluster that this node holds snapshots of, found another "
+            f"({'; '.join(differ)}). They would be given up, so the running worker stays. Put the file right; to "
+            "change the cluster, stop its daemons and start them again: jobs begin from their durable copies then",
+        )
 
 
 def lost(before: dict[str, Any], after: dict[str, Any]) -> list[str]:

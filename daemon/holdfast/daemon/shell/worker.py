@@ -57,6 +57,7 @@ log = logging.getLogger("holdfast")
 _TICK_MS = 100  # deadlines are seconds; ten looks per second keep an idle daemon below a percent of a core
 _EVENTS_PER_TURN_MAX = 512  # so that sockets are read in between
 _DRAIN_S = 3.0  # asked to stop, what is sealed here may still commit; others can then restore it without this node
+_WHOLE = frozenset({"protected", "committed", "rebuilding"})  # phases of slots whose loss would be one
 _ALIVE_NS = 1_000_000_000  # between two life signs to the keeper
 
 
@@ -167,11 +168,13 @@ class Worker:
             log.error("the ledger in held memory can't be read (%s); starting with empty memory", error)
             return None
         expected = (self.config.cluster_name, self.config.epoch, self.node_index)
-        if (record.cluster, record.epoch, record.node) != expected:
-            log.error("the held memory belongs to %s, this daemon is %s; starting with empty memory",
-                      (record.cluster, record.epoch, record.node), expected)  # fmt: skip
-            return None
-        return record
+        found = (record.cluster, record.epoch, record.node)
+        if found == expected:
+            return record
+        if any(slot.phase in _WHOLE for job in record.jobs for slot in job.slots):
+            raise OperatorError(ExitCode.WRONG_CLUSTER, _other_memory(expected, found))
+        log.warning("the held memory belongs to %s, this daemon is %s; no snapshot is in it", found, expected)
+        return None
 
     def _resume(self, record: LedgerRecord) -> None:
         tables: dict[Memory, list[int]] = {}
@@ -393,6 +396,20 @@ def sealing_of(config: ClusterConfig, node: int) -> "Sealing | None":
             "Install it with 'pip install holdfast[sealed]', or set bulk = \"digest\" on all nodes",
         ) from error
     return Sealing(config, node)
+
+
+def _other_memory(expected: tuple[str, int, int], found: tuple[str, int, int]) -> str:
+    """Why a worker leaves alone what its keeper holds."""
+    names = ("cluster", "epoch", "node index")
+    differ = [
+        f"{name} {theirs!r} (this config: {ours!r})"
+        for name, ours, theirs in zip(names, expected, found, strict=True)
+        if ours != theirs
+    ]
+    return (
+        f"the memory held here has snapshots of {', '.join(differ)}: with this config they would be given up. Give the "
+        "old config back to keep them; to give them up, stop the daemon and start it again"
+    )
 
 
 def _engine_of(config: ClusterConfig) -> Engine:
