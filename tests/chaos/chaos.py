@@ -45,6 +45,12 @@ SCHEDULE = ("seed", "minutes", "turns", "first-turn")
 NODES, PARITY = 4, 2
 BULK = ("digest", "sealed")  # how chunks travel with even and with odd seeds
 SLOW_BESIDE = 0.25  # the share of turns in which a link is slow as well
+NEVER_BESIDE = (
+    "link",
+    "partition",
+    "memory",
+    "allocation",
+)  # with its own links, or with more to send than goes through
 SETTLE_S = 30.0  # for what is let go to be gone
 os.environ["PYTHONPATH"] = os.pathsep.join(sys.path[:3])  # ranks are forked from a process that finds all this too
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -92,7 +98,7 @@ class Chaos:
         self.happened[name] += 1
         self.doing = f"turn {number}: {name}"
         with contextlib.ExitStack() as stack:
-            if self.faults.slows and not name.startswith(("link", "partition")) and draw.random() < SLOW_BESIDE:
+            if self.faults.slows and not name.startswith(NEVER_BESIDE) and draw.random() < SLOW_BESIDE:
                 node, rate = draw.choice(self.faults.nodes), draw.choice([4e6, 16e6])
                 stack.enter_context(self.faults.slowed(node, rate))
                 beside = f", n{node}'s link at {rate / 1e6} MB/s beside"
@@ -239,6 +245,7 @@ def run(options: argparse.Namespace, say: Callable[[str], None]) -> str:
             nodes=NODES, parity=PARITY, group_size=NODES, keys_dir=Path(keys), bulk=BULK[options.seed % 2], **place
         ) as cluster,
     ):
+        guard = None if options.inside else isolation.guard(cluster.folder, Path(keys))
         write_keys(Path(keys), cluster.names)
         sockets = [cluster.socket(node) for node in range(NODES)]
         jobs = [Job("wide", (*range(NODES), 0), cluster.folder, sockets),
@@ -260,6 +267,9 @@ def run(options: argparse.Namespace, say: Callable[[str], None]) -> str:
         finally:
             for job in jobs:
                 job.end()
+            if guard is not None:
+                guard.kill()
+                guard.communicate()
         counts = ", ".join(f"{name} {count}" for name, count in sorted((chaos.happened + chaos.restored).items()))
         stall_s = max(job.longest_stall_s() for job in jobs)
         seconds = time.monotonic() - started_s

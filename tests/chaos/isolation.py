@@ -14,6 +14,8 @@ import tempfile
 from pathlib import Path
 from types import FrameType
 
+from holdfast.cli import processes
+
 TOOLS = ("ip", "tc", "unshare", "setpriv", "nsenter", "mount")
 _TRIAL_S = 20.0
 FOLDER = Path("/run/chaos")  # inside: for files that go with the run
@@ -50,6 +52,25 @@ def run(command: list[str]) -> int:
             return 128 + signal.SIGINT
         finally:
             inside.kill()  # and with it the first process inside, and with that all others
+
+
+def guard(*folders: Path) -> "subprocess.Popen[str]":
+    """Without namespaces: a process that waits for our end, however it comes, then kills whoever names one of these
+    folders on its command line, and removes them. Where that was done before, it finds nothing to do.
+    """
+    watch = f"import sys; told = sys.stdin.read(); sys.path[:] = {sys.path!r}; import isolation; isolation.clear(told)"
+    waiting = subprocess.Popen([sys.executable, "-c", watch], stdin=subprocess.PIPE, text=True, start_new_session=True)
+    assert waiting.stdin is not None
+    waiting.stdin.write("\n".join(map(str, folders)))
+    waiting.stdin.flush()  # and it stays open until we end
+    return waiting
+
+
+def clear(told: str) -> None:
+    """Kill whoever names a folder, and remove the folders; one a line."""
+    for folder in map(Path, told.splitlines()):
+        processes.kill_all_using(folder)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def main() -> int:
