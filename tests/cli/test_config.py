@@ -26,32 +26,34 @@ domain = "rack-2"
 """
 
 SHOWN = """\
-setting              value            from
-cluster.name         tiny             file c.toml
-cluster.parity       1                file c.toml
-cluster.group_size   8                default
-cluster.epoch        3                environment HOLDFAST_CLUSTER_EPOCH
-memory.budget        8GiB             file c.toml
-memory.slots         2                default
-memory.chunk_bytes   1MiB             default
-memory.closed_job_s  86400            default
-security.keys_dir    none             default
-http.address         off              default
-http.allow_remote    false            default
-daemon.socket        /run/x           environment HOLDFAST_SOCKET
-daemon.socket_group  none             default
-scrub.period_s       600              default
-scrub.bandwidth      256MiB           default
-scrub.cpu_percent    5                default
-drill.period_s       600              default
-durable.dir          off              default
-durable.every_s      1800             default
-durable.every_steps  0                default
-durable.keep         2                default
-durable.grace_s      20               default
-durable.after_lives  0                default
-daemon.state_dir     socket's folder  default
-daemon.engine        auto             default
+setting                    value            from
+cluster.name               tiny             file c.toml
+cluster.parity             1                file c.toml
+cluster.group_size         8                default
+cluster.epoch              3                environment HOLDFAST_CLUSTER_EPOCH
+cluster.reprotect_after_s  0                default
+memory.budget              8GiB             file c.toml
+memory.slots               2                default
+memory.chunk_bytes         1MiB             default
+memory.closed_job_s        86400            default
+security.keys_dir          none             default
+security.bulk              digest           default
+http.address               off              default
+http.allow_remote          false            default
+daemon.socket              /run/x           environment HOLDFAST_SOCKET
+daemon.socket_group        none             default
+scrub.period_s             600              default
+scrub.bandwidth            256MiB           default
+scrub.cpu_percent          5                default
+drill.period_s             600              default
+durable.dir                off              default
+durable.every_s            1800             default
+durable.every_steps        0                default
+durable.keep               2                default
+durable.grace_s            20               default
+durable.after_lives        0                default
+daemon.state_dir           socket's folder  default
+daemon.engine              auto             default
 
 node  name  address         domain  group
 0     a     h1:7000         a       0

@@ -95,6 +95,25 @@ def test_who_has_an_old_view_of_a_node_is_named_below() -> None:
     assert render(changed).endswith("\n\n  old views\n    a of b  dials 127.0.0.1:1, it is at 127.0.0.1:2")
 
 
+def test_who_makes_up_for_absent_nodes_and_who_can_not_is_said() -> None:
+    told = status()
+    row = {"nodes": ["c"], "kept_by": ["a", "b"], "state": "done", "done_chunks": 0, "total_chunks": 0, "problem": ""}
+    shown = {
+        "done": "job gpt: absent nodes: c made up for by a, b",
+        "running": "job gpt: absent nodes: making up for c: 3 of 8 chunks",
+        "failed": "job gpt: absent nodes: c NOT made up for: a: no memory",
+    }
+    for state, text in shown.items():
+        told["jobs"][0]["reprotection"] = (
+            row
+            | {"state": state, "done_chunks": 3, "total_chunks": 8}
+            | ({"problem": "a: no memory"} if state == "failed" else {})
+        )
+        assert f"  {text}\n" in render(told)
+    told["jobs"][0]["reprotection"] = None
+    assert "absent" not in render(told)
+
+
 def test_headline_counts_losses() -> None:
     assert headline(status(more_losses=0, verdict="UNPROTECTED", reason="b lost")) == (
         "UNPROTECTED  no node can be lost\n  b lost"

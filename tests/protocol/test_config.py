@@ -23,6 +23,7 @@ name = "tiny"
 parity = 1
 group_size = 3
 epoch = 4
+reprotect_after_s = 900
 
 [memory]
 budget = "8GiB"
@@ -126,6 +127,7 @@ def test_a_whole_file_is_read_and_every_origin_known() -> None:
         parity=1,
         group_size=3,
         epoch=4,
+        reprotect_after_s=900,
         budget_bytes=8 << 30,
         slots=3,
         chunk_bytes=512 << 10,

@@ -36,7 +36,8 @@ def values_of(kind: Any) -> st.SearchStrategy[Any]:
     if origin is typing.Literal:
         return st.sampled_from(arguments)
     if origin is tuple:
-        return st.lists(values_of(arguments[0]), max_size=min(3, meta.max_length or 3)).map(tuple)
+        lengths = {"min_size": meta.min_length or 0, "max_size": min(3, meta.max_length or 3)}
+        return st.lists(values_of(arguments[0]), **lengths).map(tuple)
     if origin is dict or kind is dict:
         return st.dictionaries(st.text(max_size=5), PLAIN, max_size=3)
     if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
@@ -45,13 +46,14 @@ def values_of(kind: Any) -> st.SearchStrategy[Any]:
         return st.from_regex(meta.pattern, fullmatch=True).map(lambda text: text.rstrip("\n"))
     simple: dict[Any, st.SearchStrategy[Any]] = {
         type(None): st.none(),
+        msgspec.UnsetType: st.just(msgspec.UNSET),
         bool: st.booleans(),
         int: st.integers(
             -(1 << 63) if meta.ge is None and meta.gt is None else int(meta.gt) + 1 if meta.gt else int(meta.ge or 0),
             int(meta.lt) - 1 if meta.lt is not None else int(meta.le) if meta.le is not None else (1 << 64) - 1,
         ),
         float: st.floats(min_value=meta.ge, max_value=meta.le, allow_nan=False),
-        str: st.text(max_size=20),
+        str: st.text(max_size=min(20, meta.max_length or 20)),
         bytes: st.binary(min_size=meta.min_length, max_size=meta.max_length)
         if meta.min_length
         else st.lists(st.integers(0, (1 << 64) - 1), max_size=4).map(frames.pack_digests),

@@ -36,6 +36,7 @@ class ClusterShape:
     coding_s_max: float = 0.005  # of one order to the coding thread
     network: NetworkFaults = NetworkFaults()
     drill_period_s: int = 0
+    reprotect_after_s: int = 0
     scrub_period_s: int = 0  # off: resting memory is read in the scenarios that are about it
 
 
@@ -58,6 +59,7 @@ class Cluster:
             budget_bytes=4 << 20,
             scrub_period_s=shape.scrub_period_s,
             drill_period_s=shape.drill_period_s,
+            reprotect_after_s=shape.reprotect_after_s,
         )
         # Below what an operator may set: stripes by the dozen in a few kilobytes.
         object.__setattr__(config, "chunk_bytes", shape.chunk_bytes)
@@ -165,10 +167,26 @@ class Cluster:
         """Whether the loss of a node stays within what parity covers."""
         group = self.placement.groups[self.placement.group_of(node)]
         away = [member for member in group if member != node and not self.is_whole(member)]
-        return self.machines[node].worker is not None and len(away) < self.shape.parity
+        if self.machines[node].worker is None:
+            return False
+        return len(away) < self.shape.parity or self._is_made_up_for(group, {*away, node})
 
-    def lose_node(self, node: int, *, back_after_s: float, ghost: bool = False) -> None:
-        """A machine is gone with its memory and its ranks; a replacement takes its slot.
+    def _is_made_up_for(self, group: tuple[int, ...], lost: set[int]) -> bool:
+        """Whether all members of a group have told that they keep enough of what lost ones left, for every job."""
+        if not self.shape.reprotect_after_s:
+            return False
+        for job in self.jobs:
+            newest = max(self.truth.known_commits(job.shape.name).values(), default=None)
+            if newest is not None:
+                key = (job.shape.name, newest)
+                geometry = self.truth.geometry(key)
+                owing = {n for n in lost if geometry.data_bytes(n) + geometry.parity_bytes(n)}
+                if self.truth.estates.more_losses(key, group, owing, sure=True) < 0:
+                    return False
+        return True
+
+    def lose_node(self, node: int, *, back_after_s: float | None, ghost: bool = False) -> None:
+        """A machine is gone with its memory and its ranks; a replacement takes its slot, or nobody does (None).
 
         A `ghost` is the machine itself: it was only cut off, and comes back with all that it held.
         """
@@ -181,11 +199,17 @@ class Cluster:
         self.truth.lost(node)
         for job in self.jobs:
             job.node_lost(node)
-        self._restart_later(machine, back_after_s)
+        if back_after_s is not None:
+            self._restart_later(machine, back_after_s)
         if stray is not None:
+            assert back_after_s is not None
             returns_s = back_after_s + self.world.between(0.5, 6.0)
             self._fault_lasts(returns_s)
             self.world.after(returns_s, lambda: self._haunt(stray, self.world.between(1.0, 10.0)))
+
+    def replace_node(self, node: int) -> None:
+        """A replacement comes at last."""
+        self._restart_later(self.machines[node], self.world.between(0.0, 2.0))
 
     def lose_memory(self, node: int, *, back_after_s: float) -> None:
         """Keeper and worker of a node die; its ranks live on and meet a daemon that holds nothing."""

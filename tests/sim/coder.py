@@ -57,6 +57,12 @@ def combine(coefficients: Sequence[int], chunks: Sequence[bytes | bytearray | me
     return total.to_bytes(size, "little")
 
 
+def vouched(factors: Sequence[int], chunks: Sequence[bytes]) -> bytes:
+    """The linear fingerprint of a sum."""
+    terms = [scaled_fingerprint(naive_fingerprint(c), factor) for factor, c in zip(factors, chunks, strict=True)]
+    return combine([1] * len(terms), terms, len(terms[0]))
+
+
 @cache
 def parity_row(params: CodeParams, row: int) -> tuple[int, ...]:
     """The coefficients of one parity row, by data position."""
@@ -169,15 +175,17 @@ class Coder:
         return ([] if frame is None else [frame]), key is not None and frame is None
 
     def _add_to_sum(self, action: actions.AddToSum) -> events.Event | None:
-        own, gathered = self._own(action.own), [self._take(key) for _, key in action.incoming]
-        if own is None or any(missing for _, missing in gathered):
+        terms = (action.own, *action.more)
+        own, gathered = [self._own(term) for term in terms], [self._take(key) for _, key in action.incoming]
+        found = [chunk for chunk in own if chunk is not None]
+        if len(found) < len(terms) or any(missing for _, missing in gathered):
             return events.SumNotAdded(action.header, "a chunk is gone or bad")
-        factors = [action.own.factor, *(factor for factor, _ in action.incoming)]
-        total = combine(factors, [own, *(frame for found, _ in gathered for frame in found)], len(own))
+        factors = [*(term.factor for term in terms), *(factor for factor, _ in action.incoming)]
+        total = combine(factors, [*found, *(frame for frames, _ in gathered for frame in frames)], len(found[0]))
         header = msgspec.structs.replace(action.header, digest=chunk_digest(total))
         self.worker.send_chunk(action.node, header, memoryview(total))
-        fingerprint = scaled_fingerprint(naive_fingerprint(own), action.witness) if action.witness else b""
-        return events.SumAdded(action.header, fingerprint) if action.witness else None
+        told = [action.witness, *(term.factor for term in action.more)]
+        return events.SumAdded(action.header, vouched(told, found)) if action.witness else None
 
     def _store_sum(self, action: actions.StoreSum) -> events.Event:
         held = self.worker.machine.held.get(action.memory)
@@ -188,7 +196,8 @@ class Coder:
         place = self.chunk(held.data if action.kind == "data" else held.parity, action.chunk)
         factors = [*(1 for _ in incoming), *(term.factor for term in action.own)]
         place[:] = combine(factors, [*incoming, *found], len(place))
-        fingerprint = naive_fingerprint(place) if action.witness else b""
+        own_factors = [term.factor for term in action.own]
+        fingerprint = vouched([1, *own_factors], [bytes(place), *found]) if action.witness else b""
         return events.SumStored(action.memory, action.number, chunk_digest(place), fingerprint)
 
     def _drop(self, sources: tuple[tuple[int, object], ...]) -> None:

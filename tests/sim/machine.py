@@ -10,9 +10,10 @@ from holdfast.coding import CodeParams, chunk_digest
 from holdfast.daemon.core import actions, events
 from holdfast.daemon.core.context import Context
 from holdfast.daemon.core.ledger import decode_ledger, encode_ledger
-from holdfast.daemon.core.memory import ChunkKey, Memory, Sizes, sizes_of
+from holdfast.daemon.core.memory import ChunkKey, Memory, Sizes
 from holdfast.daemon.core.node import Node
 from holdfast.daemon.core.protect import key_of
+from holdfast.daemon.core.resume import held_pieces
 from holdfast.protocol import frames, messages
 from holdfast.protocol.config import ClusterConfig, config_digest
 from holdfast.protocol.layout import Geometry, Layout
@@ -97,14 +98,10 @@ class Machine:
         worker = Worker(self, Node(ctx, started_ns=self.clock_ns))
         if record is not None:
             tables: dict[Memory, list[int]] = {}
-            for job in record.jobs:
-                layouts = {layout.layout_id: layout for layout in job.layouts}
-                for index, slot in enumerate(job.slots):
-                    memory = Memory(job.name, index, slot.generation)
-                    if slot.layout_id in layouts and slot.phase not in {"absent", "allocating"} and memory in self.held:
-                        geometry = self.geometry(layouts[slot.layout_id])
-                        assert sizes_of(geometry, self.node).digest_count == len(self.held[memory].digests)
-                        tables[memory] = list(self.held[memory].digests)
+            for memory, sizes in held_pieces(record, self.geometry).items():
+                if memory in self.held:
+                    assert sizes.digest_count == len(self.held[memory].digests)
+                    tables[memory] = list(self.held[memory].digests)
             worker.node.resume(record, tables)
             self.held = {memory: held for memory, held in self.held.items() if memory in tables}  # drop_strays
         self.worker, self.booted_ns = worker, self.world.now_ns

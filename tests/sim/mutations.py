@@ -5,10 +5,11 @@ A mutation is applied with pytest's monkeypatch and holds for one test.
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import msgspec
 import pytest
-from holdfast.daemon.core import actions, resume
+from holdfast.daemon.core import actions, collector, fetch, mixing, reprotect, resume
 from holdfast.daemon.core.collector import Collector
 from holdfast.daemon.core.fetch import Fetch, Pursuit, Pursuits
 from holdfast.daemon.core.job import Job
@@ -19,12 +20,15 @@ from holdfast.daemon.core.openings import Openings
 from holdfast.daemon.core.peers import Peers
 from holdfast.daemon.core.protect import Protect
 from holdfast.daemon.core.registry import JobParts, Registry
+from holdfast.daemon.core.reprotect import Reprotect
 from holdfast.daemon.core.slot import Phase, Slot
 from holdfast.daemon.core.sums import Sums
 from holdfast.daemon.core.transfer import Arrival, Transfer
 from holdfast.protocol import frames, messages
 from holdfast.protocol.ids import SnapshotId
-from holdfast.protocol.messages import PeerMessage
+from holdfast.protocol.messages import JobReport, PeerMessage
+
+from sim.machine import Worker
 
 Mutation = Callable[[pytest.MonkeyPatch], None]
 
@@ -279,6 +283,72 @@ def forget_who_was_superseded(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Peers, "resume", lambda *_: None)
 
 
+def free_the_estate_before_the_next_is_whole(patch: pytest.MonkeyPatch) -> None:
+    """What is kept of absent nodes goes as soon as the estate of more of them is begun."""
+    build = Reprotect._build
+
+    def hasty(self: Reprotect, absent: tuple[int, ...]) -> None:
+        for held in list(self.job.estates):
+            self._free(held)
+        build(self, absent)
+
+    patch.setattr(Reprotect, "_build", hasty)
+
+
+def free_the_estate_when_its_nodes_are_heard(patch: pytest.MonkeyPatch) -> None:
+    """A node that was cut off, or its replacement, is taken for whole as soon as it speaks."""
+    let_go = Reprotect._let_go
+
+    def hasty(self: Reprotect, *, off: bool) -> None:
+        let_go(self, off=off)
+        for held in list(self.job.estates):
+            if all(self.peers.alive(node) for node in held.absent):
+                self._free(held)
+
+    patch.setattr(Reprotect, "_let_go", hasty)
+
+
+def count_parts_of_another_estate(patch: pytest.MonkeyPatch) -> None:
+    """Whoever keeps anything of absent nodes keeps a part of every estate that is spoken of."""
+    known = mixing.known_estates
+
+    def careless(reports: Mapping[int, JobReport], *rest: Any, **named: Any) -> list[mixing.KnownEstate]:
+        found = known(reports, *rest, **named)
+        everybody = frozenset(node for estate in found for node in estate.holders)
+        return [replace(estate, holders=everybody - set(estate.absent)) for estate in found]
+
+    for module in (collector, fetch, reprotect):
+        patch.setattr(module, "known_estates", careless)
+
+
+def tell_of_a_part_that_is_computed(patch: pytest.MonkeyPatch) -> None:
+    """A part counts from its first chunk on."""
+    report = Reprotect._report
+
+    def early(self: Reprotect) -> None:
+        report(self)
+        told = self.job.estate_report
+        if isinstance(told, messages.EstateReport) and told.building:
+            self.job.estate_report = msgspec.structs.replace(told, held=tuple(sorted({*told.held, told.building})))
+
+    patch.setattr(Reprotect, "_report", early)
+
+
+def mix_without_what_absent_nodes_left(patch: pytest.MonkeyPatch) -> None:
+    """Estates are kept and counted, and nobody reads them."""
+    patch.setattr(fetch.Fetch, "known_estates", lambda _: [])
+
+
+def believe_a_part_of_a_sum(patch: pytest.MonkeyPatch) -> None:
+    """Of several chunks of one node only the first is vouched for, and only that is added."""
+    do = Worker._do
+
+    def first(self: Worker, action: actions.Action) -> None:
+        do(self, replace(action, more=()) if isinstance(action, actions.AddToSum) else action)
+
+    patch.setattr(Worker, "_do", first)
+
+
 # Each mutation with a run that catches it: profile and seed.
 CAUGHT_BY: tuple[tuple[Mutation, str, int], ...] = (
     (commit_on_one_fact_less, "losses", 0),
@@ -291,6 +361,12 @@ CAUGHT_BY: tuple[tuple[Mutation, str, int], ...] = (
     (count_a_duplicate_twice, "everything", 0),
     (seal_without_one_role, "losses", 1),
     (accept_an_old_epoch, "few", 1),
+    (free_the_estate_before_the_next_is_whole, "long", 2),
+    (free_the_estate_when_its_nodes_are_heard, "long", 0),
+    (count_parts_of_another_estate, "long", 2),
+    (tell_of_a_part_that_is_computed, "long", 4),
+    (mix_without_what_absent_nodes_left, "long", 1),
+    (believe_a_part_of_a_sum, "long", 0),
     (decide_on_an_old_word, "restarts", 8),
     (forget_who_was_superseded, "reads", 1001154),
 )

@@ -323,8 +323,8 @@ class Rank:
                 if geometry.data_bytes(node) + geometry.parity_bytes(node)
                 and (truth.machines[node].worker is None or node not in truth.stated_now.get((name, snapshot), set()))
             }
-            groups = geometry.placement.groups
-            if all(len(lost & set(group)) <= geometry.parity_count for group in groups):
+            books, key = truth.estates, (name, snapshot)
+            if all(books.more_losses(key, group, lost & set(group)) >= 0 for group in geometry.placement.groups):
                 return True
         return False
 

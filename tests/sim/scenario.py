@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from sim import faults
 from sim.beyond import play_beyond
 from sim.cluster import Cluster, ClusterShape
+from sim.long_loss import AFTER_S, play_long_loss
 from sim.network import NetworkFaults
 from sim.ranks import Job, JobShape
 from sim.readers import Reader
@@ -50,6 +51,7 @@ class Profile:
     codes: tuple[tuple[int, int, int], ...] = SMALL  # (nodes, group size, parity)
     wide: bool = False  # big clusters, so small jobs
     few: bool = False  # small clusters of jobs that are not hasty: many fit in an hour
+    long: bool = False  # at the end, nodes are lost for long, one after the other
     beyond: bool = False  # the faults end with more losses than parity covers
 
 
@@ -82,6 +84,22 @@ PROFILES = {
     ),
     "wide": Profile(faults.EVERYTHING, codes=WIDE, wide=True, pause_s=1.0),
     "beyond": Profile(faults.EVERYTHING, codes=tuple(code for code in SMALL if code[0] > 2), pause_s=5.0, beyond=True),
+    "long": Profile(
+        (
+            *[faults.worker_crash] * 2,
+            *[faults.worker_crash_between_actions] * 3,
+            faults.rank_crash,
+            faults.partition,
+            faults.freeze,
+            faults.cut_connections,
+            faults.scarce_memory,
+            faults.clock_jump,
+            faults.memory_loss,
+        ),
+        codes=((4, 4, 1), (4, 4, 2), (5, 5, 2), (6, 6, 2), (6, 3, 1), (9, 3, 1), (7, 4, 1), (8, 8, 3)),
+        pause_s=5.0,
+        long=True,
+    ),
     "reads": Profile(
         (
             faults.worker_crash,
@@ -135,6 +153,7 @@ def shape_of(world: World, profile: Profile) -> ClusterShape:
         jobs=tuple(jobs),
         slots=draw.choice([2, 2, 3]),
         coding_s_max=draw.choice([0.005, 0.005, 0.2]),
+        reprotect_after_s=AFTER_S if profile.long else 0,
         network=profile.network or NetworkFaults(lost=trouble, doubled=trouble, corrupted=draw.choice([0.0, trouble])),
     )
 
@@ -152,6 +171,8 @@ def _play(cluster: Cluster, profile: Profile) -> Outcome:
         world.run_until(lambda: False, deadline_s=world.now_s + world.random.expovariate(1 / profile.pause_s))
     if profile.beyond:
         play_beyond(cluster)
+    if profile.long:
+        play_long_loss(cluster, profile.kinds)
     rest(cluster)
     return Outcome(
         events=world.event_count,

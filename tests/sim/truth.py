@@ -7,7 +7,7 @@ core's state only to see what it claims, never to learn what is true.
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from holdfast.coding import chunk_digest
+from holdfast.coding import CodeParams, chunk_digest
 from holdfast.daemon.core import actions
 from holdfast.daemon.core.slot import COMPLETE, Phase, Slot
 from holdfast.protocol import messages
@@ -15,19 +15,11 @@ from holdfast.protocol.ids import SnapshotId
 from holdfast.protocol.layout import Geometry, Layout
 
 from sim.coder import Held, combine, parity_row
+from sim.estates import EstateBooks
 from sim.machine import Machine, Worker
+from sim.promises import BrokenPromiseError, JobSnapshot, promise
 
-JobSnapshot = tuple[str, SnapshotId]
-
-
-class BrokenPromiseError(AssertionError):
-    """A simulated cluster did what it must never do."""
-
-
-def promise(kept: object, text: str) -> None:
-    """Raise if a promise is not kept."""
-    if not kept:
-        raise BrokenPromiseError(text)
+__all__ = ["BrokenPromiseError", "JobSnapshot", "Truth", "promise"]
 
 
 @dataclass(slots=True)
@@ -48,11 +40,15 @@ class Truth:
     rotten: dict[JobSnapshot, set[int]] = field(default_factory=dict)  # where resting bytes were changed
     beyond: set[JobSnapshot] = field(default_factory=set)  # more was lost than parity covers
     offered: dict[str, SnapshotId] = field(default_factory=dict)  # job -> what it was told last to restore
+    estates: "EstateBooks" = field(init=False)
     _phases: dict[tuple[int, str, int], Phase] = field(default_factory=dict)  # of every slot, after its last event
     _held: dict[int, set[JobSnapshot]] = field(default_factory=dict)  # node -> what it held after its last event
     _committed: dict[tuple[int, str], SnapshotId | None] = field(default_factory=dict)
     _pieces: dict[int, int] = field(default_factory=dict)  # node -> pieces of memory after its last event
     _seen: dict[int, list[object]] = field(default_factory=dict)  # node -> its claims after its last event
+
+    def __post_init__(self) -> None:
+        self.estates = EstateBooks(self)
 
     # --- notes ---
 
@@ -84,6 +80,7 @@ class Truth:
         """A machine's memory is gone."""
         self._held.pop(node, None)
         self._seen.pop(node, None)
+        self.estates.lost(node)
         for nodes in [*self.stated_now.values(), *self.denied_now.values()]:
             nodes.discard(node)
         for key in [key for key in self._committed if key[0] == node]:
@@ -122,13 +119,12 @@ class Truth:
         me, size = group.index(node), geometry.chunk_bytes
         images = [self.image(key, member) for member in group]
         parity = bytearray(geometry.parity_bytes(node))
-        worker = self.machines[node].worker
-        assert worker is not None
+        params = CodeParams(stripes.data_count, stripes.parity_count)
         for stripe in stripes.parity_stripes(me):
             chunks = [b""] * stripes.data_count  # absent chunks are zeros
             for position, member, chunk in stripes.contributions(stripe):
                 chunks[position] = images[member][chunk * size : (chunk + 1) * size]
-            row = parity_row(worker.params, stripes.parity_members(stripe).index(me))
+            row = parity_row(params, stripes.parity_members(stripe).index(me))
             start = stripes.parity_index(stripe, me) * size
             parity[start : start + size] = combine(row, chunks, size)
         return bytes(parity)
@@ -184,6 +180,7 @@ class Truth:
                 self.let_go.setdefault((name, snapshot), set()).add(node)
             promise(newer or over or denied, f"{where} let {snapshot} of {name} go, whose fact it had stated")
         self._held[node] = held
+        self.estates.observe(worker)
 
     def overhear(self, worker: Worker) -> None:
         """Note what a node's former holder has given up, who may still be believed: it never states that any more."""
@@ -199,6 +196,7 @@ class Truth:
             claims += [name, job.attempt, job.committed, tuple(job.given_up)]
             for slot in job.slots:
                 claims += [slot.phase, slot.snapshot]
+            claims += [(estate.snapshot, estate.absent) for estate in job.estates]
         return claims
 
     @staticmethod
@@ -296,8 +294,9 @@ class Truth:
             if geometry.data_bytes(node) + geometry.parity_bytes(node) and key not in self._held.get(node, set())
         }
         for group in geometry.placement.groups:
-            gone = sorted(lost & set(group))
-            promise(len(gone) <= geometry.parity_count, f"{snapshot} of {job} is offered, and nodes {gone} lack it")
+            gone = lost & set(group)
+            survives = self.estates.more_losses(key, group, gone) >= 0
+            promise(survives, f"{snapshot} of {job} is offered, and nodes {sorted(gone)} lack it")
 
     def known_commits(self, job: str) -> dict[int, SnapshotId]:
         """What each live node knows to be committed."""

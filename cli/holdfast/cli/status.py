@@ -121,6 +121,9 @@ def render(status: dict[str, Any]) -> str:
     proofs = [describe(job) for job in status["jobs"] if job.get("drill")]
     if proofs:
         blocks.append("\n".join(f"  {proof}" for proof in proofs))
+    made_up = [text for job in status["jobs"] if (text := reprotection_text(job))]
+    if made_up:
+        blocks.append("\n".join(f"  {text}" for text in made_up))
     copies = [text for job in status["jobs"] if (text := durable_text(job))]
     if copies:
         blocks.append("\n".join(f"  {text}" for text in copies))
@@ -137,6 +140,22 @@ def render(status: dict[str, Any]) -> str:
     if old:
         blocks.append("  old views\n" + pairs(old, indent="    "))
     return "\n\n".join(blocks)
+
+
+def reprotection_text(job: dict[str, Any]) -> str:
+    """How far the others make up for absent nodes, in a line; empty if they don't."""
+    row = job.get("reprotection")
+    if row is None:
+        return ""
+    names, keepers = ", ".join(row["nodes"]) or "absent nodes", ", ".join(row["kept_by"])
+    match row["state"]:
+        case "failed":
+            text = f"{names} NOT made up for: {row['problem']}"
+        case "running":
+            text = f"making up for {names}: {row['done_chunks']} of {row['total_chunks']} chunks"
+        case _:
+            text = f"{names} made up for by {keepers}"
+    return f"job {job['name']}: absent nodes: {text}"
 
 
 def durable_text(job: dict[str, Any]) -> str:

@@ -85,6 +85,8 @@ class ClusterConfig:
         parity: node losses that each group survives (m).
         group_size: wished members per group (n); a smaller cluster is one group.
         epoch: version of the membership.
+        reprotect_after_s: a node that is silent for so long gets no replacement soon: the others of its group make up
+            for what it held, as far as their memory allows; 0: never.
         budget_bytes: memory that a node's arena may take, or None: decided on the node ("auto").
         slots: snapshots that a job has room for.
         chunk_bytes: unit of coding, transfer and digest; a power of two.
@@ -119,6 +121,7 @@ class ClusterConfig:
     parity: int = 2
     group_size: int = 8
     epoch: int = 1
+    reprotect_after_s: int = 0
     budget_bytes: int | None = None
     slots: int = 2
     chunk_bytes: int = 1 << 20

@@ -43,6 +43,9 @@ SUM_CHUNKS_MAX = 64  # the same in chunks, where they are small
 SUMS_HELD_COUNT_MAX = 1024  # sums in which one node has a part, for all who asked; more are refused and asked for again
 SUMS_PER_MESSAGE_COUNT_MAX = 64  # parts of sums ordered by one message
 SUM_TRIES_COUNT_MAX = 16  # plans for one chunk before it counts as not to be had
+GROUP_NODES_COUNT_MAX = 255  # members of one group: the code has no more
+ESTATES_HELD_COUNT_MAX = 2  # of one job on one node: one in force, and its successor until all heirs have that
+MIX_CHUNKS_MAX = 127  # of one node in one mix, and what it gathers: an engine adds up 255 in one pass
 SUMS_FIRST_CHUNKS = 8  # under way at first, one more with each that comes: the first ones don't wait behind the rest
 SUM_TERMS_COUNT_MAX = 255  # chunks that one node gathers for one sum: those of a stripe but its own
 SUM_PATIENCE_S = 3.0  # how long a part waits for what it gathers; longer than a dead peer goes unnoticed
@@ -106,4 +109,5 @@ assert PEER_DEADLINE_S < SUM_PATIENCE_S < SUM_PATIENCE_WANTED_S
 assert SUM_CHUNKS_MIN <= SUMS_FIRST_CHUNKS <= SUM_CHUNKS_MAX
 assert SUMS_PER_MESSAGE_COUNT_MAX * SUM_TERMS_COUNT_MAX * 32 < CONTROL_FRAME_BYTES_MAX
 assert TRACE_SPANS_KEPT * TRACE_SPAN_BYTES_MAX < CONTROL_FRAME_BYTES_MAX
+assert 2 * MIX_CHUNKS_MAX <= GROUP_NODES_COUNT_MAX
 assert SUM_CHUNKS_MIN * CHUNK_BYTES_MAX <= READ_RANGE_BYTES_MAX

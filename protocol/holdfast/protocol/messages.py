@@ -48,6 +48,7 @@ from holdfast.protocol.client_messages import (
     StatusAnswer,
     Welcome,
 )
+from holdfast.protocol.estate_messages import EstateReport, MixesWanted, SumTerm
 from holdfast.protocol.fields import Count, JobName, Message, NodeNumber, PackedDigests, RoleNumber, Seconds, Text
 from holdfast.protocol.health import (
     ChunkSuspected,
@@ -62,7 +63,7 @@ from holdfast.protocol.ids import SnapshotId
 from holdfast.protocol.layout import Layout
 from holdfast.protocol.trace import TraceGiven, TraceWanted
 from holdfast.protocol.views import PeerView
-from msgspec import Meta, Struct
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 __all__ = [
     "AskCommitted",
@@ -90,6 +91,7 @@ __all__ = [
     "DoorMessage",
     "DrillAnswer",
     "DrillAsked",
+    "EstateReport",
     "FingerprintsGiven",
     "ForgetAnswer",
     "Granted",
@@ -102,6 +104,7 @@ __all__ = [
     "Leave",
     "MemoryGiven",
     "Message",
+    "MixesWanted",
     "NodeGaveUp",
     "NodeNumber",
     "NodeProtected",
@@ -180,6 +183,7 @@ class JobReport(Struct, frozen=True):
     pace: PaceReport = PaceReport()
     drill: DrillReport = DrillReport()
     durable: DurableReport = DurableReport()
+    estate: EstateReport | UnsetType = UNSET  # not said where there is none
 
 
 class Heartbeat(Message, frozen=True):
@@ -313,14 +317,6 @@ class ChunkUnavailable(Message, frozen=True):
     reason: Text
 
 
-class SumTerm(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """What somebody else sends for a sum, and the factor with which it enters."""
-
-    number: Count  # of the part that sends it
-    node: NodeNumber  # who sends it
-    factor: Annotated[int, Meta(ge=1, le=255)]
-
-
 class SumPart(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """What one node does for one sum: `factor` times a chunk that it holds, in GF(2^8), and what it gathers, sent on.
 
@@ -451,6 +447,7 @@ PeerMessage = (
     | ReadChunk
     | ChunkUnavailable
     | SumsWanted
+    | MixesWanted
     | SumFailed
     | SumWitness
     | CommittedWanted

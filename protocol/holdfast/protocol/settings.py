@@ -248,6 +248,7 @@ SETTINGS = (
     Setting("cluster", "parity", "parity", _whole(0, GROUP_SIZE_MAX - 1), 2, numeric=True),
     Setting("cluster", "group_size", "group_size", _whole(1, GROUP_SIZE_MAX), 8, numeric=True),
     Setting("cluster", "epoch", "epoch", _whole(1, EPOCH_MAX), 1, numeric=True),
+    Setting("cluster", "reprotect_after_s", "reprotect_after_s", _whole(0, PERIOD_S_MAX), 0, numeric=True),
     Setting("memory", "budget", "budget_bytes", _read_budget),
     Setting("memory", "slots", "slots", _whole(SLOTS_MIN, SLOTS_MAX), SLOTS_MIN, numeric=True),
     Setting("memory", "chunk_bytes", "chunk_bytes", _read_chunk_bytes, 1 << 20),

@@ -13,6 +13,7 @@ SEEDS = (
     *(("losses", seed) for seed in (2, 4, 6, 7, 8, 13, 15, 1002936)),
     *(("reads", seed) for seed in (2, 7, 8)),
     *(("crashes", seed) for seed in (1, 2, 4, 7, 8, 13, 15)),
+    *(("long", seed) for seed in (0, 2)),
     *(("beyond", seed) for seed in (2, 5)),
     *(("few", seed) for seed in (8000454, 8000466, 8000707)),
 )

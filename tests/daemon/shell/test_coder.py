@@ -7,12 +7,15 @@ from typing import cast
 import numpy as np
 import pytest
 from holdfast.coding import CodeParams, chunk_digest, parity_matrix, select_engine
+from holdfast.coding.field import add, multiples_of
+from holdfast.coding.fingerprint import naive_fingerprint
 from holdfast.daemon.core import actions, events
 from holdfast.daemon.core.memory import ChunkKey, Memory, Sizes
 from holdfast.daemon.shell.arena import ArenaMemory, SlotMemory
-from holdfast.daemon.shell.bulk import BulkPlane
+from holdfast.daemon.shell.bulk import BulkPlane, Outgoing
 from holdfast.daemon.shell.coder import Coder
 from holdfast.daemon.shell.keeping import KeeperLink
+from holdfast.protocol import messages
 from holdfast.protocol.ids import SnapshotId
 
 CHUNK_BYTES, CHUNKS, PARITY_CHUNKS = 4096, 37, 5
@@ -27,9 +30,13 @@ class Frames:
 
     def __init__(self) -> None:
         self.kept: dict[ChunkKey, memoryview] = {}
+        self.sent: list[Outgoing] = []
 
     def payload(self, key: ChunkKey) -> memoryview | None:
         return self.kept.get(key)
+
+    def send(self, out: Outgoing) -> None:
+        self.sent.append(out)
 
     def drop(self, keys: tuple[ChunkKey, ...]) -> None:
         for key in keys:
@@ -106,3 +113,34 @@ def test_the_newest_order_for_a_place_in_memory_is_the_last_to_write_there(bench
         select_engine("numpy").matmul(row, last, [wanted])
         assert bench.slot.parity[parity * CHUNK_BYTES : (parity + 1) * CHUNK_BYTES] == wanted
     assert not bench.frames.kept
+
+
+def test_several_own_chunks_enter_one_sum_and_are_vouched_for_together(bench: Bench) -> None:
+    factors = {3: 1, 9: 77, 20: 200}
+    own = [
+        actions.OwnTerm(MEMORY, "data", chunk, chunk_digest(bench.chunk(chunk)), factor)
+        for chunk, factor in factors.items()
+    ]
+    incoming = np.random.default_rng(2).bytes(CHUNK_BYTES)
+    key = ChunkKey("gpt", 1, 7, 5, "sum", 40, reading=True)
+    header = messages.ChunkHeader("lab", 1, 0, 1, "gpt", SNAPSHOT, 5, "sum", 40, reading=True)
+    mine = bytes(CHUNK_BYTES)
+    for chunk, factor in factors.items():
+        mine = add(mine, bytes(bench.chunk(chunk)).translate(multiples_of(factor)))
+    bench.frames.kept[key] = memoryview(incoming)
+    gathered = ((5, key),)
+    bench.coder.order(actions.AddToSum(6, header, own[0], gathered, witness=own[0].factor, more=tuple(own[1:])))
+    assert bench.reported.get(timeout=WAIT_S) == events.SumAdded(header, naive_fingerprint(mine))
+    assert bytes(bench.frames.sent[0].payload) == add(mine, incoming.translate(multiples_of(5)))
+    assert bench.frames.kept == {}
+
+    bench.frames.kept[key] = memoryview(incoming)  # whoever wants it knows what the others vouched for, not its own
+    bench.coder.order(actions.StoreSum(MEMORY, 40, "parity", 1, key, tuple(own), witness=True))
+    stored = events.SumStored(MEMORY, 40, chunk_digest(add(mine, incoming)), naive_fingerprint(incoming))
+    assert bench.reported.get(timeout=WAIT_S) == stored
+
+    bench.chunk(20)[0] ^= 1
+    bench.coder.order(actions.AddToSum(6, header, own[0], (), witness=1, more=tuple(own[1:])))
+    failed = bench.reported.get(timeout=WAIT_S)
+    assert isinstance(failed, events.SumNotAdded)
+    assert "fails its digest" in failed.reason

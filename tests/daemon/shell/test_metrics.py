@@ -45,7 +45,7 @@ def values(meters: Meters) -> dict[str, float]:
 
 def ledger(step: int, *given_up: int) -> LedgerRecord:
     job = JobRecord(
-        name="gpt", attempt=1, current_layout_id=1, layouts=(), committed=SnapshotId(1, step), committed_layout_id=1,
+        name="gpt", attempt=1, current_layout_id=None, layouts=(), committed=SnapshotId(1, step), committed_layout_id=1,
         given_up=tuple(SnapshotId(1, one) for one in given_up), slots=(), closed=False,
     )  # fmt: skip
     return LedgerRecord(cluster="lab", epoch=1, node=0, incarnation=1, worker_session=1, jobs=(job,))
@@ -82,6 +82,16 @@ def test_the_status_becomes_gauges(meters: Meters) -> None:
     assert seen['holdfast_build_info{version="1.2.3",engine="native"}'] == 1
     assert seen['holdfast_engine_info{engine="native",detail="avx2"}'] == 1
     assert seen['holdfast_digest_failures_total{job="gpt"}'] == 3
+
+
+def test_what_is_made_up_for_is_counted(meters: Meters, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not any("reprotect" in name for name in values(meters))
+    row = {"nodes": ["b", "c"], "kept_by": [], "state": "failed", "done_chunks": 3, "total_chunks": 8, "problem": "x"}
+    monkeypatch.setitem(STATUS["jobs"][0], "reprotection", row)
+    found = values(meters)
+    assert found['holdfast_reprotected_nodes{job="gpt"}'] == 2
+    assert found['holdfast_reprotection_left_chunks{job="gpt"}'] == 5
+    assert found['holdfast_reprotection_failed{job="gpt"}'] == 1
 
 
 def test_commits_are_counted_once_and_timed(meters: Meters) -> None:

@@ -121,9 +121,9 @@ class OwnTerm:
 
 @dataclass(frozen=True, slots=True)
 class AddToSum:
-    """Add up an own chunk and what was gathered for a sum, and send the result to `node`.
+    """Add up own chunks and what was gathered for a sum, and send the result to `node`.
 
-    Ends in nothing or, with `witness`, in SumAdded; in SumNotAdded if the chunk fails its digest or anything is gone.
+    Ends in nothing or, with `witness`, in SumAdded; in SumNotAdded if a chunk fails its digest or anything is gone.
     The received frames are dropped afterwards.
     """
 
@@ -132,6 +132,7 @@ class AddToSum:
     own: OwnTerm
     incoming: tuple[tuple[int, ChunkKey], ...]  # (factor, frame); none: the chunk goes out, times its factor
     witness: int  # the factor for its fingerprint; 0: nobody wants it
+    more: tuple[OwnTerm, ...] = ()  # own chunks beside the first; each is vouched for with its own factor
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +148,7 @@ class StoreSum:
     chunk: int  # where it goes, in chunks
     incoming: ChunkKey | None
     own: tuple[OwnTerm, ...]
-    witness: bool  # also fingerprint the result
+    witness: bool  # also fingerprint the result, own chunks taken out of it again
 
 
 @dataclass(frozen=True, slots=True)

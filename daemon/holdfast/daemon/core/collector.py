@@ -5,15 +5,18 @@ every node watches, and the lowest live one announces. Restore: the collector he
 the newest snapshot that any of them knows to be committed and that can be recovered from what the live ones hold.
 """
 
+from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 
 from holdfast.daemon.core.cadences import Cadences
 from holdfast.daemon.core.context import Context
 from holdfast.daemon.core.job import Job
+from holdfast.daemon.core.mixing import known_estates
 from holdfast.daemon.core.peers import Peers
 from holdfast.daemon.core.slot import Phase
 from holdfast.protocol import limits, messages
+from holdfast.protocol.estates import further_losses
 from holdfast.protocol.ids import SnapshotId
 from holdfast.protocol.layout import Geometry, Layout
 from holdfast.protocol.messages import JobReport
@@ -238,7 +241,7 @@ class Collector:
     def _problem(self, snapshot: SnapshotId, geometry: Geometry, reports: dict[int, JobReport]) -> str:
         """Why a snapshot can't be recovered from what live nodes hold; empty if it can."""
         for group, lost in lost_by_group(snapshot, geometry, reports).items():
-            if len(lost) > geometry.parity_count:
+            if more_losses(snapshot, geometry, reports, group, lost) < 0:
                 names = ", ".join(self.ctx.name_of(node) for node in lost)
                 return (
                     f"{snapshot} is not recoverable: of a group of {len(group)} nodes {len(lost)} are lost ({names}), "
@@ -246,6 +249,28 @@ class Collector:
                     f"{len(lost) - geometry.parity_count} of them, or parity {len(lost)}"
                 )
         return ""
+
+
+def more_losses(
+    snapshot: SnapshotId,
+    geometry: Geometry,
+    reports: Mapping[int, JobReport],
+    group: tuple[int, ...],
+    lost: Iterable[int],
+) -> int:
+    """How many more nodes of a group can be lost, whichever they are; below 0: too many are lost already.
+
+    Args:
+        snapshot: what must be had.
+        geometry: its sizes and stripes.
+        reports: what live nodes say they hold, also of what absent ones left.
+        group: whose loss is asked for.
+        lost: its nodes that lack what they should hold.
+    """
+    known = known_estates(reports, (-1, ()), snapshot=snapshot, geometry=geometry, group=group)
+    members = {group.index(node) for node in lost}
+    estates = [(k.estate, {group.index(node) for node in k.holders} - members) for k in known]
+    return further_losses(geometry.stripes(group[0]), members, estates)
 
 
 def lost_by_group(

@@ -17,36 +17,18 @@ from typing import Literal
 from holdfast.coding import CodeParams, decode_matrix
 from holdfast.daemon.core.actions import DropFrames, OwnTerm, StoreSum
 from holdfast.daemon.core.context import Context
-from holdfast.daemon.core.memory import ChunkKey, Memory
+from holdfast.daemon.core.held_estate import HeldEstate
+from holdfast.daemon.core.memory import ChunkKey
+from holdfast.daemon.core.mixing import Goal, KnownEstate, Mixer, Orders, Term, gathered, known_estates, part_of
 from holdfast.daemon.core.peers import Peers
 from holdfast.daemon.core.slot import COMPLETE, Slot
 from holdfast.daemon.core.terms import key_of_sum, own_term
 from holdfast.protocol import limits, messages
+from holdfast.protocol.estate_messages import MixPart
 from holdfast.protocol.ids import SnapshotId
 from holdfast.protocol.layout import Geometry
 
 NO_FINGERPRINT = bytes(256)
-
-
-@dataclass(frozen=True, slots=True)
-class Goal:
-    """A chunk that is wanted, and where it goes."""
-
-    stripe: int
-    position: int  # in the code word: 0..k-1 data, k..n-1 parity
-    memory: Memory
-    kind: Literal["data", "parity"]  # the piece of memory
-    chunk: int  # where in it, in chunks
-
-
-@dataclass(frozen=True, slots=True)
-class Term:
-    """A chunk of another node, and its factor."""
-
-    node: int
-    kind: Literal["data", "parity"]
-    chunk: int
-    factor: int
 
 
 @dataclass(slots=True)
@@ -79,6 +61,7 @@ class Fetch:
         digests: of the group's data chunks, in member order, None where unknown; the owner of this object fills it.
         done: called with each chunk that is where it should be and right, and its digest.
         failed: called once, when a chunk can't be had; nothing is under way any more then.
+        own_estates: what this node holds of what absent nodes left.
     """
 
     ctx: Context
@@ -92,6 +75,7 @@ class Fetch:
     digests: list[int | None]
     done: Callable[[Goal, int], None]
     failed: Callable[[str], None]
+    own_estates: Callable[[], Sequence[HeldEstate]] = tuple
     todo: deque[Goal] = field(default_factory=deque)
     open: dict[int, Pursuit] = field(default_factory=dict)
     excluded: dict[int, set[int]] = field(default_factory=dict)  # stripe -> nodes that failed us there
@@ -120,7 +104,7 @@ class Fetch:
         window = self.window
         if self.ended or len(self.open) > window - min(window // 4, len(self.todo)):
             return
-        orders: dict[int, list[messages.SumPart]] = {}
+        orders: Orders = {}
         while self.todo and len(self.open) < window and not self.ended:
             self._plan(self.todo.popleft(), orders)
         self._order(orders)
@@ -157,7 +141,7 @@ class Fetch:
 
     # --- plans ---
 
-    def _plan(self, goal: Goal, orders: dict[int, list[messages.SumPart]]) -> None:
+    def _plan(self, goal: Goal, orders: Orders) -> None:
         found = self._sources(goal)
         if found is None:
             if not self.ended:
@@ -173,25 +157,26 @@ class Fetch:
             self._store(pursuit, None)
             return
         *others, last = terms
-        gathers = tuple(
-            messages.SumTerm(number, term.node, term.factor) for number, term in zip(numbers[1:], others, strict=True)
-        )
-        for number, term in zip(numbers[1:], others, strict=True):  # as it lies: who gathers multiplies, all at once
-            part = messages.SumPart(number, term.kind, term.chunk, 1, last.node, witness=self._witness(pursuit, term))
-            orders.setdefault(term.node, []).append(part)
-        part = messages.SumPart(
-            pursuit.number, last.kind, last.chunk, last.factor, self.ctx.node, gathers, self._witness(pursuit, last)
-        )
-        orders.setdefault(last.node, []).append(part)
+        wants_witness = pursuit.digest is None
+        gathers = tuple(gathered(term, number) for number, term in zip(numbers[1:], others, strict=True))
+        for number, term in zip(numbers[1:], others, strict=True):
+            self._put(orders, term, part_of(term, number, last.node, None, witness=wants_witness))
+        self._put(orders, last, part_of(last, pursuit.number, self.ctx.node, gathers, witness=wants_witness))
 
-    def _witness(self, pursuit: Pursuit, term: Term) -> int:
-        return term.factor if pursuit.digest is None else 0
+    @staticmethod
+    def _put(orders: Orders, term: Term, part: messages.SumPart | MixPart) -> None:
+        orders.setdefault((term.node, term.absent if isinstance(part, MixPart) else None), []).append(part)
 
-    def _order(self, orders: dict[int, list[messages.SumPart]]) -> None:
-        for node, parts in orders.items():
+    def _order(self, orders: Orders) -> None:
+        for (node, absent), parts in orders.items():
             for first in range(0, len(parts), limits.SUMS_PER_MESSAGE_COUNT_MAX):
-                some = tuple(parts[first : first + limits.SUMS_PER_MESSAGE_COUNT_MAX])
-                self.ctx.tell(node, messages.SumsWanted(self.job, self.snapshot, some))
+                some = parts[first : first + limits.SUMS_PER_MESSAGE_COUNT_MAX]
+                if absent is None:
+                    plain = tuple(part for part in some if isinstance(part, messages.SumPart))
+                    self.ctx.tell(node, messages.SumsWanted(self.job, self.snapshot, plain))
+                else:
+                    mixed = tuple(part for part in some if isinstance(part, MixPart))
+                    self.ctx.tell(node, messages.MixesWanted(self.job, self.snapshot, absent, mixed))
 
     def _sources(self, goal: Goal) -> tuple[tuple[Term, ...], tuple[OwnTerm, ...]] | None:
         """From whom a chunk can be had, and how; None if it can't."""
@@ -202,6 +187,8 @@ class Fetch:
         zeros = [position for position in range(len(data)) if position not in real]
         live = set(self.survivors())
         excluded = self.excluded.get(goal.stripe, set())
+        if goal.mix:
+            return self._mixed(goal, live, excluded)
         needed = stripes.data_count - len(zeros)
         for avoided in (excluded, set[int]()):  # one bad or late frame is no reason to give all up
             able = [p for p, m in enumerate(members) if p not in zeros and self.group[m] in live - avoided]
@@ -215,7 +202,36 @@ class Fetch:
                 factors = {p: factor for p, factor in zip(available, row, strict=True) if p in chosen and factor}
                 return self._terms(goal, factors, members)
             self.excluded.pop(goal.stripe, None)
-        return None
+        return self._mixed(goal, live, excluded)
+
+    def known_estates(self) -> list[KnownEstate]:
+        """What absent nodes of the group left, and who holds it now."""
+        return known_estates(
+            self.peers.reports(self.job),
+            (self.ctx.node, self.own_estates()),
+            snapshot=self.snapshot,
+            geometry=self.geometry,
+            group=self.group,
+        )
+
+    def _mixed(
+        self, goal: Goal, live: set[int], excluded: set[int]
+    ) -> tuple[tuple[Term, ...], tuple[OwnTerm, ...]] | None:
+        """The same for a sum of several chunks, and for a chunk that only an estate makes up for."""
+        estates = self.known_estates()
+        if not goal.mix and not estates:
+            return None
+        mixer = Mixer(
+            node=self.ctx.node,
+            geometry=self.geometry,
+            group=self.group,
+            estates=estates,
+            job=self.job,
+            own_slot=self._own_slot(),
+            own_estates=[held for held in self.own_estates() if held.snapshot == self.snapshot],
+            suspects={node for node, until_ns in self.suspects.items() if until_ns > self.ctx.now_ns},
+        )
+        return mixer.sources(goal, live - excluded) or mixer.sources(goal, live)
 
     def _choose(self, goal: Goal, able: list[int], needed: int, members: list[int]) -> list[int]:
         """Which of the chunks that would do: own ones first, suspects last, the others in turn."""
@@ -251,7 +267,7 @@ class Fetch:
 
     def _digest_of(self, goal: Goal) -> int | None:
         stripes = self.geometry.stripes(self.group[0])
-        if goal.position >= stripes.data_count:
+        if goal.mix or goal.position >= stripes.data_count:
             return None
         member = stripes.data_members(goal.stripe)[goal.position]
         chunk = stripes.chunk_at(goal.stripe, member)

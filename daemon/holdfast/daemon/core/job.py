@@ -4,12 +4,14 @@ Covers everything but the bytes' journey (`protect`, `rebuild`) and the cluster-
 instance per job name; state changes of slots go through `Slot.move`.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from holdfast.daemon.core.actions import Allocate, DropFrames, Free, GiveMemory, StoreDigests
 from holdfast.daemon.core.arena import Arena
 from holdfast.daemon.core.context import Context
 from holdfast.daemon.core.health import Health
+from holdfast.daemon.core.held_estate import HeldEstate
 from holdfast.daemon.core.layouts import Layouts
 from holdfast.daemon.core.memory import Memory
 from holdfast.daemon.core.openings import Openings
@@ -17,9 +19,11 @@ from holdfast.daemon.core.plans import refusal
 from holdfast.daemon.core.slot import COMPLETE, IN_FLIGHT, Phase, Slot
 from holdfast.protocol import limits, messages
 from holdfast.protocol.cadence import Cadence, PaceReport, remembered
+from holdfast.protocol.estate_messages import EstateReport
 from holdfast.protocol.exit_codes import ExitCode
 from holdfast.protocol.ids import SnapshotId
 from holdfast.protocol.layout import Geometry, Layout
+from msgspec import UNSET, UnsetType
 
 
 @dataclass(slots=True)
@@ -53,6 +57,9 @@ class Job:
     protect_s: float = 0.0
     digest_failures: int = 0
     health: Health = field(default_factory=Health)
+    estates: list[HeldEstate] = field(default_factory=list)  # whole here; of the committed snapshot, or soon freed
+    give_way: Callable[[], bool] = lambda: False  # free what a plan may have instead; whether there was any
+    estate_report: EstateReport | UnsetType = UNSET  # what heartbeats say of them
 
     def __post_init__(self) -> None:
         self.layouts, self.openings = Layouts(self.ctx), Openings(self)
@@ -184,7 +191,10 @@ class Job:
         if slot.sizes.total_bytes == 0:
             slot.geometry = None
             return None  # this node holds nothing of the job
-        if refusal := self.arena.refusal(slot.sizes.total_bytes, free_bytes=self.ctx.free_bytes):
+        refusal = self.arena.refusal(slot.sizes.total_bytes, free_bytes=self.ctx.free_bytes)
+        if refusal and self.give_way():
+            refusal = self.arena.refusal(slot.sizes.total_bytes, free_bytes=self.ctx.free_bytes)
+        if refusal:
             slot.geometry = None
             return refusal
         slot.generation += 1
@@ -332,6 +342,10 @@ class Job:
     def slot_of(self, snapshot: SnapshotId) -> Slot | None:
         """The slot that holds a snapshot, in whatever phase."""
         return next((slot for slot in self.slots if slot.snapshot == snapshot), None)
+
+    def estate_of(self, snapshot: SnapshotId, absent: tuple[int, ...]) -> HeldEstate | None:
+        """This node's part of what some nodes left of a snapshot, if it is whole here."""
+        return next((e for e in self.estates if (e.snapshot, e.absent) == (snapshot, absent)), None)
 
     def grant_waiting(self) -> None:
         """Something changed that may let a waiting snapshot open."""

@@ -10,6 +10,7 @@ import msgspec
 from holdfast.protocol import limits
 from holdfast.protocol.ids import SnapshotId
 from holdfast.protocol.layout import Layout
+from msgspec import UNSET, UnsetType
 
 Phase = Literal["absent", "allocating", "empty", "staging", "sealed", "protected", "committed", "rebuilding"]
 
@@ -21,6 +22,16 @@ class SlotRecord(msgspec.Struct, frozen=True):
     phase: Phase
     snapshot: SnapshotId | None
     layout_id: int | None  # the layout for which its memory is sized
+
+
+class EstateRecord(msgspec.Struct, frozen=True):
+    """A part of what absent nodes left, whole in held memory."""
+
+    slot: int
+    generation: int
+    snapshot: SnapshotId
+    layout_id: int
+    absent: tuple[int, ...]
 
 
 class JobRecord(msgspec.Struct, frozen=True):
@@ -35,6 +46,7 @@ class JobRecord(msgspec.Struct, frozen=True):
     given_up: tuple[SnapshotId, ...]
     slots: tuple[SlotRecord, ...]
     closed: bool
+    estates: tuple[EstateRecord, ...] | UnsetType = UNSET  # not said where there are none
 
     def __post_init__(self) -> None:
         known = {layout.layout_id for layout in self.layouts}

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from holdfast.protocol.layout import Geometry
 
+ESTATE_SLOTS_FROM = 1 << 19  # "slots" from here on hold what absent nodes left, all of it in their guard
 READ_SLOTS_FROM = 1 << 20  # "slots" from here on are no slots of a snapshot, but memory lent to readers
 
 

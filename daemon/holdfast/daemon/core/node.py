@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from holdfast.daemon.core import events
 from holdfast.daemon.core import resume as ledger_side
-from holdfast.daemon.core.actions import Action, DropFrames, StoreDigests, WriteLedger
+from holdfast.daemon.core.actions import Action, DropFrames, Free, StoreDigests, WriteLedger
 from holdfast.daemon.core.arena import Arena
 from holdfast.daemon.core.asks import Asks
 from holdfast.daemon.core.client_side import ClientSide
@@ -18,7 +18,7 @@ from holdfast.daemon.core.context import Context
 from holdfast.daemon.core.durable import Durable
 from holdfast.daemon.core.fetch import Pursuits
 from holdfast.daemon.core.ledger import LedgerRecord
-from holdfast.daemon.core.memory import Memory
+from holdfast.daemon.core.memory import ESTATE_SLOTS_FROM, READ_SLOTS_FROM, Memory
 from holdfast.daemon.core.offers import Offers
 from holdfast.daemon.core.peer_side import PeerSide
 from holdfast.daemon.core.peers import Peers
@@ -176,6 +176,7 @@ class Node:
             if parts.rebuild.slot is not None and parts.rebuild.snapshot != parts.job.committed:
                 parts.rebuild.cancel("a newer snapshot is committed")
             parts.rebuild.tick()
+            parts.reprotect.tick()
             parts.shards.tick()
             parts.healing.tick()
             self.collector.consider(parts.job)
@@ -208,15 +209,8 @@ class Node:
 
     def _work_done(self, event: events.Event) -> None:
         match event:
-            case events.MemoryReady(memory):
-                self.ranges.memory_ready(memory)
-                if (parts := self.registry.owner(memory)) is not None:
-                    parts.job.memory_ready(memory)
-                    parts.rebuild.memory_ready(memory)
-            case events.MemoryFailed(memory, reason):
-                self.ranges.memory_failed(memory, reason)
-                if (parts := self.registry.owner(memory)) is not None:
-                    parts.job.memory_failed(memory, reason)
+            case events.MemoryReady() | events.MemoryFailed():
+                self._memory_made(event)
             case events.ChunksDigested(memory, snapshot, first_chunk, digests):
                 if (parts := self.registry.owner(memory, snapshot)) is not None:
                     parts.protect.digested(memory, first_chunk, digests)
@@ -240,6 +234,26 @@ class Node:
                     parts.healing.scrub.not_served(header)
             case _:
                 self._sum_done(event)
+
+    def _memory_made(self, event: events.MemoryReady | events.MemoryFailed) -> None:
+        memory, known = event.memory, self.registry.get(event.memory.job)
+        reason = event.reason if isinstance(event, events.MemoryFailed) else None
+        if ESTATE_SLOTS_FROM <= memory.slot < READ_SLOTS_FROM:
+            if known is not None:
+                known.reprotect.memory_made(memory, reason)
+            elif reason is None:  # the job was forgotten meanwhile
+                self.ctx.emit(Free(memory))
+            return
+        parts = self.registry.owner(memory)
+        if reason is None:
+            self.ranges.memory_ready(memory)
+            if parts is not None:
+                parts.job.memory_ready(memory)
+                parts.rebuild.memory_ready(memory)
+        else:
+            self.ranges.memory_failed(memory, reason)
+            if parts is not None:
+                parts.job.memory_failed(memory, reason)
 
     def _sum_done(self, event: events.Event) -> None:
         match event:

@@ -146,7 +146,7 @@ class PeerSide:
             case messages.DigestsAnnounced():
                 self.ranges.announced(message)
                 self._peer_job_message(node, message)
-            case messages.SumsWanted():
+            case messages.SumsWanted() | messages.MixesWanted():
                 self.sums.wanted(node, message)
             case messages.SumFailed():
                 self.pursuits.part_failed(node, message)

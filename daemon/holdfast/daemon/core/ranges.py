@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 from holdfast.daemon.core.actions import Allocate, Free, GiveMemory
 from holdfast.daemon.core.arena import Arena
 from holdfast.daemon.core.context import Context
-from holdfast.daemon.core.fetch import Fetch, Goal, Pursuits
+from holdfast.daemon.core.fetch import Fetch, Pursuits
+from holdfast.daemon.core.held_estate import HeldEstate
 from holdfast.daemon.core.memory import READ_SLOTS_FROM, Memory, Sizes
+from holdfast.daemon.core.mixing import Goal
 from holdfast.daemon.core.offers import Offers
 from holdfast.daemon.core.peers import Peers
 from holdfast.daemon.core.registry import Registry
@@ -295,12 +297,17 @@ class Ranges:
             digests=self._table(found, geometry, group),
             done=lambda goal, digest: self._got(found),
             failed=lambda problem: self._lost(found, problem),
+            own_estates=lambda: self._own_estates(found),
         )
         self._want(found, found.fetch)
 
     def _slot(self, found: Range) -> Slot | None:
         parts = self.registry.get(found.wish.job)
         return parts.job.slot_of(found.wish.snapshot) if parts is not None else None
+
+    def _own_estates(self, found: Range) -> list[HeldEstate]:
+        parts = self.registry.get(found.wish.job)
+        return parts.job.estates if parts is not None else []
 
     def _table(self, found: Range, geometry: Geometry, group: tuple[int, ...]) -> list[int | None]:
         slot = self._slot(found)

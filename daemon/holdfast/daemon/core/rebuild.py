@@ -15,9 +15,11 @@ from enum import Enum, auto
 from typing import Literal
 
 from holdfast.daemon.core.actions import StoreDigests, VerifyChunks
-from holdfast.daemon.core.fetch import Fetch, Goal, Pursuits
+from holdfast.daemon.core.collector import more_losses
+from holdfast.daemon.core.fetch import Fetch, Pursuits
 from holdfast.daemon.core.job import Job
 from holdfast.daemon.core.memory import Memory
+from holdfast.daemon.core.mixing import Goal
 from holdfast.daemon.core.peers import Peers
 from holdfast.daemon.core.slot import Phase, Slot
 from holdfast.protocol import limits, messages
@@ -128,10 +130,16 @@ class Rebuild:
         job = self.job
         if self.running or job.ctx.now_ns < self.retry_ns or job.lost_bytes == 0 or job.committed_layout_id is None:
             return
-        stripes = job.geometry(job.committed_layout_id).stripes(job.ctx.node)
+        geometry = job.geometry(job.committed_layout_id)
         self.snapshot = job.committed
-        if len(self._survivors()) >= stripes.data_count:
+        assert self.snapshot is not None
+        if len(self._survivors()) >= geometry.stripes(job.ctx.node).data_count:
             self.start()
+        elif self.peers.settled:  # what absent nodes left may make up for it
+            reports, group = self.peers.reports(job.name), job.ctx.group
+            lost = [node for node in group if node not in self._survivors()]
+            if more_losses(self.snapshot, geometry, reports, group, lost) >= 0:
+                self.start()
 
     def _want_slot(self) -> None:
         """Take a slot; if all hold a snapshot in flight, wait until one ends."""
@@ -293,6 +301,7 @@ class Rebuild:
             done=self._got,
             failed=self._fail,
             received_bytes=self.received_bytes,
+            own_estates=lambda: self.job.estates,
         )
         self.fetch.want(self._goals(slot))
         self._finish_if_whole()

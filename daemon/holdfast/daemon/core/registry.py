@@ -19,6 +19,7 @@ from holdfast.daemon.core.memory import Memory, sizes_of
 from holdfast.daemon.core.peers import Peers
 from holdfast.daemon.core.protect import Protect
 from holdfast.daemon.core.rebuild import Rebuild
+from holdfast.daemon.core.reprotect import Reprotect
 from holdfast.daemon.core.shards import Shards
 from holdfast.daemon.core.slot import IN_FLIGHT, Phase, Slot
 from holdfast.protocol import limits, messages
@@ -35,6 +36,7 @@ class JobParts:
     rebuild: Rebuild
     shards: Shards
     healing: Healing
+    reprotect: Reprotect
 
 
 @dataclass(slots=True)
@@ -105,7 +107,9 @@ class Registry:
             slots = [Slot(index, self.ctx.node) for index in range(self.ctx.config.slots)]
             job = Job(self.ctx, self.arena, name, slots, touched_ns=self.ctx.now_ns)
             rebuild = Rebuild(job, self.peers, self.pursuits)
-            self.table[name] = JobParts(job, Protect(job), rebuild, Shards(job, rebuild), Healing(job, self.peers))
+            reprotect = Reprotect(job, self.peers, self.pursuits)
+            healing = Healing(job, self.peers)
+            self.table[name] = JobParts(job, Protect(job), rebuild, Shards(job, rebuild), healing, reprotect)
         return self.table[name]
 
     def forget(self, name: str) -> bool:
@@ -114,6 +118,7 @@ class Registry:
         if parts is None:
             return False
         parts.rebuild.cancel("the job was forgotten")
+        parts.reprotect.forget()
         self.forgotten.pop(name, None)  # the newest at the end
         self.forgotten[name] = parts.job.attempt
         if len(self.forgotten) > limits.FORGOTTEN_KEPT:
@@ -140,6 +145,9 @@ class Registry:
         needed = sizes_of(geometry, self.ctx.node).total_bytes * sum(s.phase is Phase.ABSENT for s in job.slots)
         if needed > self.arena.budget_bytes:
             return  # nobody's going would be enough
+        if self.arena.refusal(needed, free_bytes=self.ctx.free_bytes) is not None:
+            for parts in self:
+                parts.reprotect.give_way()
         closed = sorted(
             (parts.job.touched_ns, name) for name, parts in self.table.items() if parts.job.closed and name != job.name
         )

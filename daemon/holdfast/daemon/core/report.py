@@ -7,8 +7,9 @@ verdict is the worst over all jobs and nodes.
 from typing import Any
 
 from holdfast.daemon.core.arena import Arena
-from holdfast.daemon.core.collector import lost_by_group
+from holdfast.daemon.core.collector import lost_by_group, more_losses
 from holdfast.daemon.core.context import Context
+from holdfast.daemon.core.estate_rows import estate_row, with_estate
 from holdfast.daemon.core.health import damage_verdict, drill_row, durable_row, resting_row
 from holdfast.daemon.core.job import Job
 from holdfast.daemon.core.peers import Peers
@@ -49,6 +50,7 @@ def job_report(job: Job, rebuild: Rebuild, drill: DrillReport) -> JobReport:
         health=job.health.report(job.ctx.now_ns),
         pace=job.pace_report(),
         drill=drill,
+        estate=job.estate_report,
     )
 
 
@@ -173,6 +175,7 @@ def _job_row(ctx: Context, peers: Peers, own: Heartbeat, job: Job | None, name: 
         reports[ctx.node] = mine
     committed = max((report.committed for report in reports.values() if report.committed), default=None)
     row = _bare_job_row(name, reports, committed) | {"every": job.every if job is not None else 0}
+    row["reprotection"] = estate_row(reports, committed, ctx.name_of)
     layout_id = job.committed_layout_id if job is not None and job.committed == committed else None
     if committed is None or job is None or layout_id not in job.layouts.known:
         if committed is not None:
@@ -184,8 +187,13 @@ def _job_row(ctx: Context, peers: Peers, own: Heartbeat, job: Job | None, name: 
     missing = by_group.values()
     unheard = peers.unheard()
     lost = [node for nodes in missing for node in nodes if node not in unheard]
-    worst_known = max((len(set(nodes) - unheard) for nodes in missing), default=0)
-    worst = max((len(nodes) for nodes in missing), default=0)
+
+    def count(group: tuple[int, ...], nodes: set[int]) -> int:
+        """How many losses so many are as good as, with what others keep of them."""
+        return geometry.parity_count - more_losses(committed, geometry, reports, group, nodes)
+
+    worst_known = max((count(group, set(nodes) - unheard) for group, nodes in by_group.items()), default=0)
+    worst = max((count(group, set(nodes)) for group, nodes in by_group.items()), default=0)
     if worst_known <= geometry.parity_count:
         worst = min(worst, geometry.parity_count)  # who was not heard yet is not lost: fear it, but don't say it
     damaged = {
@@ -196,8 +204,10 @@ def _job_row(ctx: Context, peers: Peers, own: Heartbeat, job: Job | None, name: 
     row["snapshot_bytes"] = sum(place.shard_bytes for place in geometry.layout.shards)
     names = [ctx.name_of(node) + (" (not heard yet)" if node in unheard else "") for n in missing for node in n]
     row["verdict"], row["reason"] = _job_verdict(geometry.parity_count, worst, names)
+    helps = worst < max((len(nodes) for nodes in missing), default=0)
+    row["reason"] = with_estate(row["reason"], row["reprotection"], helps=helps)
     if damaged:
-        worst_damaged = max(len(set(nodes) | damaged & set(group)) for group, nodes in by_group.items())
+        worst_damaged = max(count(group, set(nodes) | damaged & set(group)) for group, nodes in by_group.items())
         worst = max(worst, min(worst_damaged, max(geometry.parity_count, 1)))
         _worsen(row, *damage_verdict(geometry.parity_count, worst, [ctx.name_of(node) for node in sorted(damaged)]))
     row["more_losses"] = max(geometry.parity_count - worst, 0)
@@ -255,7 +265,7 @@ def _job_verdict(parity_count: int, worst: int, lost: list[str]) -> tuple[str, s
             "UNPROTECTED",
             f"{names} lost: no further loss is survived in that group until it is rebuilt",
         )
-    if worst:
+    if names:
         return "DEGRADED", f"{names} lost: {parity_count - worst} more can be lost"
     return "HEALTHY", ""
 

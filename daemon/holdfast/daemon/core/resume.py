@@ -3,16 +3,19 @@
 Covers the way to and from `LedgerRecord`. When it is written is `Node`'s business, where it lies the shell's.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
+from holdfast.daemon.core.held_estate import HeldEstate, part_sizes
 from holdfast.daemon.core.job import Job
-from holdfast.daemon.core.ledger import JobRecord, LedgerRecord, SlotRecord
-from holdfast.daemon.core.memory import Memory
+from holdfast.daemon.core.ledger import EstateRecord, JobRecord, LedgerRecord, SlotRecord
+from holdfast.daemon.core.memory import Memory, Sizes, sizes_of
 from holdfast.daemon.core.peers import Peers
 from holdfast.daemon.core.registry import JobParts, Registry
 from holdfast.daemon.core.slot import Phase, Slot
 from holdfast.daemon.core.transfer import Transfer
 from holdfast.protocol.ids import SnapshotId
+from holdfast.protocol.layout import Geometry, Layout
+from msgspec import UNSET, UnsetType
 
 
 def state(registry: Registry, peers: Peers) -> tuple[object, ...]:
@@ -53,6 +56,8 @@ def resume(registry: Registry, held: LedgerRecord, digests: Mapping[Memory, list
             job_record.committed_layout_id,
         )
         job.given_up = list(job_record.given_up)
+        if not isinstance(job_record.estates, UnsetType):
+            _resume_estates(parts, job_record.estates, digests)
         lost: list[SnapshotId] = []
         for slot, slot_record in zip(job.slots, job_record.slots, strict=False):
             _resume_slot(parts, slot, slot_record, digests, lost)
@@ -89,6 +94,40 @@ def _resume_slot(
         parts.rebuild.resume(slot)
 
 
+def _resume_estates(parts: JobParts, records: tuple[EstateRecord, ...], digests: Mapping[Memory, list[int]]) -> None:
+    """What is whole of absent nodes' chunks stays so; a part that was being computed is computed anew."""
+    job = parts.job
+    for record in records:
+        memory = Memory(job.name, record.slot, record.generation)
+        parts.reprotect.generation = max(parts.reprotect.generation, record.generation)
+        sizes = None
+        if record.layout_id in job.layouts.known:
+            sizes = part_sizes(job.geometry(record.layout_id), job.ctx.node, record.absent)
+        if sizes is None or (memory not in digests and sizes.digest_count):
+            continue
+        table = tuple(digests.get(memory, ()))
+        job.estates.append(HeldEstate(record.snapshot, record.absent, record.layout_id, memory, table))
+        if sizes.digest_count:
+            job.arena.reserve(memory, sizes.total_bytes)
+
+
+def held_pieces(record: LedgerRecord, geometry: Callable[[Layout], Geometry]) -> dict[Memory, Sizes]:
+    """Every piece of memory that a record calls held, and its size."""
+    found: dict[Memory, Sizes] = {}
+    for job in record.jobs:
+        layouts = {layout.layout_id: layout for layout in job.layouts}
+        for index, slot in enumerate(job.slots):
+            if slot.layout_id in layouts and slot.phase not in {"absent", "allocating"}:
+                sizes = sizes_of(geometry(layouts[slot.layout_id]), record.node)
+                found[Memory(job.name, index, slot.generation)] = sizes
+        for estate in () if isinstance(job.estates, UnsetType) else job.estates:
+            if estate.layout_id in layouts:
+                part = part_sizes(geometry(layouts[estate.layout_id]), record.node, estate.absent)
+                if part is not None and part.digest_count:
+                    found[Memory(job.name, estate.slot, estate.generation)] = part
+    return found
+
+
 def _job_state(job: Job) -> tuple[object, ...]:
     """What `_job_record` tells, in its order."""
     return (
@@ -101,6 +140,7 @@ def _job_state(job: Job) -> tuple[object, ...]:
         tuple(job.given_up),
         [(slot.generation, slot.phase, slot.snapshot, slot.layout_id) for slot in job.slots],
         job.closed,
+        [(held.memory, held.snapshot, held.absent) for held in job.estates],
     )
 
 
@@ -123,4 +163,9 @@ def _job_record(job: Job) -> JobRecord:
             for slot in job.slots
         ),
         closed=job.closed,
+        estates=tuple(
+            EstateRecord(held.memory.slot, held.memory.generation, held.snapshot, held.layout_id, held.absent)
+            for held in job.estates
+        )
+        or UNSET,
     )

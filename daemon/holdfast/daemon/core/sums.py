@@ -16,6 +16,7 @@ from holdfast.daemon.core.registry import Registry
 from holdfast.daemon.core.slot import COMPLETE
 from holdfast.daemon.core.terms import key_of_sum, own_term, sum_header
 from holdfast.protocol import limits, messages
+from holdfast.protocol.estate_messages import MixChunk, MixPart
 from holdfast.protocol.ids import SnapshotId
 
 SumKey = tuple[int, int]  # (who wants it, its number)
@@ -27,14 +28,20 @@ class Part:
 
     job: str
     snapshot: SnapshotId
-    order: messages.SumPart
+    order: messages.SumPart | MixPart
     deadline_ns: int
+    absent: tuple[int, ...] = ()  # whose estate chunks of one are of
     came: dict[int, ChunkKey] = field(default_factory=dict)  # number -> frame, of what is gathered
 
     @property
     def missing(self) -> messages.SumTerm | None:
         """The first of what is gathered that has not come."""
         return next((term for term in self.order.gathers if term.number not in self.came), None)
+
+
+def _chunks(order: messages.SumPart | MixPart) -> tuple[MixChunk, ...]:
+    """The chunks that an order is about."""
+    return order.chunks if isinstance(order, MixPart) else (MixChunk(order.kind, order.chunk, order.factor),)
 
 
 @dataclass(slots=True)
@@ -47,8 +54,9 @@ class Sums:
     awaited: dict[SumKey, SumKey] = field(default_factory=dict)  # what is gathered -> the part that gathers it
     early: dict[SumKey, tuple[messages.ChunkHeader, int, int]] = field(default_factory=dict)  # header, digest, until
 
-    def wanted(self, node: int, said: messages.SumsWanted) -> None:
+    def wanted(self, node: int, said: messages.SumsWanted | messages.MixesWanted) -> None:
         """A node wants this one to take part in sums."""
+        absent = said.absent if isinstance(said, messages.MixesWanted) else ()
         for order in said.parts:
             key = (node, order.number)
             if key in self.owed:
@@ -56,7 +64,7 @@ class Sums:
             if len(self.owed) >= limits.SUMS_HELD_COUNT_MAX or order.target >= len(self.ctx.config.nodes):
                 self._fail(node, said.job, order.number, "it takes part in too many sums, or the target is no node")
                 continue
-            part = Part(said.job, said.snapshot, order, self.ctx.seconds(limits.SUM_PATIENCE_S))
+            part = Part(said.job, said.snapshot, order, self.ctx.seconds(limits.SUM_PATIENCE_S), absent)
             if not order.gathers:
                 self._add(node, part)
                 continue
@@ -107,23 +115,33 @@ class Sums:
             self.ctx.emit(DropFrames(tuple(part.came.values())))
 
     def _add(self, node: int, part: Part) -> None:
-        own = self._own_term(part)
-        if own is None:
+        order = part.order
+        chunks = _chunks(order)
+        found = [self._own_term(part, chunk) for chunk in chunks]
+        own = [term for term in found if term is not None]
+        if len(own) < len(chunks):
             if part.came:
                 self.ctx.emit(DropFrames(tuple(part.came.values())))
-            text = f"{part.order.kind} chunk {part.order.chunk} of {part.snapshot} is not held there"
-            self._fail(node, part.job, part.order.number, text)
+            lacking = chunks[found.index(None)]
+            text = f"{lacking.kind} chunk {lacking.chunk} of {part.snapshot} is not held there"
+            self._fail(node, part.job, order.number, text)
             return
-        header = sum_header(self.ctx, part.job, part.snapshot, wanter=node, number=part.order.number)
-        incoming = tuple((term.factor, part.came[term.number]) for term in part.order.gathers)
-        self.ctx.emit(AddToSum(part.order.target, header, own, incoming, part.order.witness))
+        header = sum_header(self.ctx, part.job, part.snapshot, wanter=node, number=order.number)
+        incoming = tuple((term.factor, part.came[term.number]) for term in order.gathers)
+        witness = own[0].factor if order.witness and isinstance(order, MixPart) else int(order.witness)
+        self.ctx.emit(AddToSum(order.target, header, own[0], incoming, witness, tuple(own[1:])))
 
-    def _own_term(self, part: Part) -> OwnTerm | None:
+    def _own_term(self, part: Part, wanted: MixChunk) -> OwnTerm | None:
         parts = self.registry.get(part.job)
-        slot = parts.job.slot_of(part.snapshot) if parts is not None else None
+        if parts is None:
+            return None
+        if wanted.kind == "estate":
+            held = parts.job.estate_of(part.snapshot, part.absent)
+            return held.own_term(wanted.chunk, wanted.factor) if held is not None else None
+        slot = parts.job.slot_of(part.snapshot)
         if slot is None or slot.phase not in COMPLETE or slot.geometry is None:
             return None
-        return own_term(slot, part.job, kind=part.order.kind, chunk=part.order.chunk, factor=part.order.factor)
+        return own_term(slot, part.job, kind=wanted.kind, chunk=wanted.chunk, factor=wanted.factor)
 
     def added(self, header: messages.ChunkHeader, fingerprint: bytes) -> None:
         """Our chunk is in a sum: be its witness."""

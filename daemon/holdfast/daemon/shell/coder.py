@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import msgspec
 import numpy as np
-from holdfast.coding import CodeParams, Engine, chunk_digest, parity_matrix, scaled_fingerprint
+from holdfast.coding import FINGERPRINT_BYTES, CodeParams, Engine, chunk_digest, parity_matrix, scaled_fingerprint
 from holdfast.daemon.core import actions, events
 from holdfast.daemon.core.memory import ChunkKey
 from holdfast.daemon.shell.arena import ArenaMemory
@@ -168,27 +168,36 @@ class Coder:
         return chunk if chunk_digest(chunk) == term.digest else None
 
     def _add(self, action: actions.AddToSum) -> None:
-        own = self._own(action.own)
+        terms = (action.own, *action.more)
+        own = [chunk for term in terms if (chunk := self._own(term)) is not None]
         incoming = [(factor, self._bulk.payload(key)) for factor, key in action.incoming]
         keys = tuple(key for _, key in action.incoming)
-        if own is None or any(payload is None for _, payload in incoming):
-            reason = "its chunk fails its digest at rest, or is gone" if own is None else "what was gathered is gone"
+        if len(own) < len(terms) or any(payload is None for _, payload in incoming):
+            lacks = len(own) < len(terms)
+            reason = "its chunk fails its digest at rest, or is gone" if lacks else "what was gathered is gone"
             self._bulk.drop(keys)
             self._report(events.SumNotAdded(action.header, reason))
             return
-        if not incoming and action.own.factor == 1:
-            total, digest = own, action.own.digest
+        if not incoming and len(own) == 1 and action.own.factor == 1:
+            total, digest = own[0], action.own.digest
         else:
             total = np.empty(self._chunk_bytes, dtype=np.uint8).data
-            self._combine([*incoming, (action.own.factor, own)], total)
+            self._combine([*incoming, *((term.factor, c) for term, c in zip(terms, own, strict=True))], total)
             digest = chunk_digest(total)
         incoming.clear()
         self._bulk.drop(keys)
         header = msgspec.structs.replace(action.header, digest=digest)
         self._bulk.send(Outgoing(action.node, header, total))
         if action.witness:
-            fingerprint = scaled_fingerprint(self._engine.fingerprint(own), action.witness)
-            self._report(events.SumAdded(action.header, fingerprint))
+            factors = [action.witness, *(term.factor for term in action.more)]
+            self._report(events.SumAdded(action.header, self._vouched(list(zip(factors, own, strict=True)))))
+
+    def _vouched(self, terms: Sequence[tuple[int, memoryview]]) -> bytes:
+        """The fingerprint of a sum: fingerprints are linear, so it is the sum of its terms' fingerprints."""
+        total = 0
+        for factor, chunk in terms:
+            total ^= int.from_bytes(scaled_fingerprint(self._engine.fingerprint(chunk), factor), "little")
+        return total.to_bytes(FINGERPRINT_BYTES, "little")
 
     def _store(self, action: actions.StoreSum) -> None:
         slot = self._arena.get(action.memory)
@@ -202,7 +211,8 @@ class Coder:
         place = self._chunk(slot.data if action.kind == "data" else slot.parity, action.chunk)
         self._combine([(1, incoming), *own], place)
         self._drop_frame(action.incoming)
-        fingerprint = self._engine.fingerprint(place) if action.witness else b""
+        there = [(factor, chunk) for factor, chunk in own if chunk is not None]
+        fingerprint = self._vouched([(1, place), *there]) if action.witness else b""
         self._report(events.SumStored(action.memory, action.number, chunk_digest(place), fingerprint))
 
     def _combine(self, terms: Sequence[tuple[int, memoryview | None]], place: memoryview) -> None:

@@ -33,6 +33,9 @@ METRICS: dict[str, tuple[str, str]] = {
     "holdfast_committed_step": ("gauge", "Newest committed step."),
     "holdfast_commit_age_seconds": ("gauge", "Since this node last learned of a newer committed snapshot."),
     "holdfast_tolerable_losses": ("gauge", "Further node losses that every group survives."),
+    "holdfast_reprotected_nodes": ("gauge", "Absent nodes that the others of their group make up for, or begin to."),
+    "holdfast_reprotection_left_chunks": ("gauge", "Chunks still to be computed for that, over all nodes."),
+    "holdfast_reprotection_failed": ("gauge", "1: a node that should make up for absent ones can't; status says why."),
     "holdfast_snapshot_bytes": ("gauge", "Bytes of the committed snapshot, over all ranks, without parity."),
     "holdfast_attached_ranks": ("gauge", "Training processes attached, over all nodes."),
     "holdfast_arena_bytes": ("gauge", "Memory reserved for snapshots and parity, by node."),
@@ -207,8 +210,8 @@ def _work_of(action: actions.Action) -> tuple[str, int]:
             return "digest", count
         case actions.EncodeParity(sources=sources):
             return "encode", len(sources)
-        case actions.AddToSum(incoming=incoming):
-            return "add", 1 + len(incoming)
+        case actions.AddToSum(incoming=incoming, more=more):
+            return "add", 1 + len(incoming) + len(more)
         case actions.StoreSum(own=own):
             return "store", 1 + len(own)
         case actions.VerifyChunks(digests=digests):
@@ -249,6 +252,10 @@ def _gauges(status: Mapping[str, Any], own: Mapping[str, Any]) -> Iterable[tuple
         ):
             if drill.get(key) is not None:
                 yield name, labels, drill[key]
+        if (made_up := job.get("reprotection")) is not None:
+            yield "holdfast_reprotected_nodes", labels, len(made_up["nodes"])
+            yield "holdfast_reprotection_left_chunks", labels, made_up["total_chunks"] - made_up["done_chunks"]
+            yield "holdfast_reprotection_failed", labels, made_up["state"] == "failed"
         durable = job.get("durable") or {}
         for name, key in (
             ("holdfast_durable_step", "step"),

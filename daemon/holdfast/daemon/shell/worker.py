@@ -23,8 +23,9 @@ from holdfast.coding.errors import CodingError
 from holdfast.daemon.core import actions, events
 from holdfast.daemon.core.context import Context
 from holdfast.daemon.core.ledger import LedgerRecord, decode_ledger, encode_ledger
-from holdfast.daemon.core.memory import Memory, sizes_of
+from holdfast.daemon.core.memory import Memory
 from holdfast.daemon.core.node import Node
+from holdfast.daemon.core.resume import held_pieces
 from holdfast.daemon.keeper import RESTART_EXIT
 from holdfast.daemon.shell import network
 from holdfast.daemon.shell.arena import ArenaMemory
@@ -44,7 +45,7 @@ from holdfast.daemon.shell.scrubber import Scrubber
 from holdfast.protocol import limits, messages
 from holdfast.protocol.config import ClusterConfig, config_digest, parse_config
 from holdfast.protocol.exit_codes import ExitCode, OperatorError
-from holdfast.protocol.layout import Geometry
+from holdfast.protocol.layout import Geometry, Layout
 from holdfast.protocol.placement import place
 from holdfast.protocol.settings import split_address
 from holdfast.protocol.trust import refuse_exposure
@@ -178,31 +179,25 @@ class Worker:
 
     def _resume(self, record: LedgerRecord) -> None:
         tables: dict[Memory, list[int]] = {}
-        for job in record.jobs:
-            layouts = {layout.layout_id: layout for layout in job.layouts}
-            for index, slot in enumerate(job.slots):
-                if slot.layout_id not in layouts or slot.phase in {"absent", "allocating"}:
-                    continue
-                geometry = Geometry(
-                    layout=layouts[slot.layout_id],
-                    placement=self.context.placement,
-                    parity_count=self.config.parity,
-                    chunk_bytes=self.config.chunk_bytes,
-                )
-                memory, sizes = (
-                    Memory(job.name, index, slot.generation),
-                    sizes_of(geometry, self.node_index),
-                )
-                if self.arena.is_held(memory, sizes):
-                    self.arena.map(memory, sizes)
-                    mapped = self.arena.get(memory)
-                    assert mapped is not None
-                    tables[memory] = [int(digest) for digest in mapped.digests]
+        for memory, sizes in held_pieces(record, self._geometry).items():
+            if self.arena.is_held(memory, sizes):
+                self.arena.map(memory, sizes)
+                mapped = self.arena.get(memory)
+                assert mapped is not None
+                tables[memory] = [int(digest) for digest in mapped.digests]
         self.node.resume(record, tables)
         log.info(
             "worker session %d takes up %d pieces of memory",
             self.context.worker_session,
             len(tables),
+        )
+
+    def _geometry(self, layout: Layout) -> Geometry:
+        return Geometry(
+            layout=layout,
+            placement=self.context.placement,
+            parity_count=self.config.parity,
+            chunk_bytes=self.config.chunk_bytes,
         )
 
     # --- the loop ---
