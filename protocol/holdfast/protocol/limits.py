@@ -6,6 +6,7 @@ Relations between limits are asserted at the end, so that a change which breaks 
 PROTOCOL_VERSION = 1  # raised when an old peer could misread a message; peers of another version are refused by name
 
 CONTROL_FRAME_BYTES_MAX = 1 << 20  # a layout of 32,768 ranks fits; what is larger is refused before it is decoded
+STATUS_BYTES_MAX = CONTROL_FRAME_BYTES_MAX - (64 << 10)  # rows of nodes are left out beyond: 1,600 of one job fit
 DIGESTS_PER_MESSAGE_MAX = 4096  # 32 KiB of digests: one message never delays a heartbeat for long
 BULK_HEADER_BYTES_MAX = 512  # job name, ids and a tag
 BULK_KEY_BYTES = 32  # an X25519 public key

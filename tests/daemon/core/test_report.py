@@ -1,9 +1,11 @@
 """What is said of a cluster that was not heard whole yet: feared, not claimed."""
 
+import msgspec
 import pytest
 from holdfast.daemon.core import events
 from holdfast.daemon.core.context import Context
 from holdfast.daemon.core.node import Node
+from holdfast.daemon.core.report import fitting
 from holdfast.protocol import limits, messages
 from holdfast.protocol.config import config_digest, parse_config
 from holdfast.protocol.ids import SnapshotId
@@ -105,3 +107,24 @@ def test_nothing_is_whole_whose_layout_is_not_known(learned: bool) -> None:
     assert (held["committed_step"], held["whole"]) == (7, False)
     assert (held["lost_bytes"] > 0) is learned
     assert rows[1]["jobs"]["gpt"]["whole"]
+
+
+def test_a_status_that_does_not_fit_a_frame_leaves_out_nodes_that_are_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [
+        {
+            "index": index,
+            "name": f"n{index}",
+            "state": "down" if index == 70 else "up",
+            "jobs": {"a": {"whole": index != 50}},
+        }
+        for index in range(100)
+    ]
+    status = {"verdict": "DEGRADED", "nodes": rows}
+    assert fitting(status) is status
+    monkeypatch.setattr(limits, "STATUS_BYTES_MAX", 2000)
+    told = fitting(status)
+    assert len(msgspec.msgpack.encode(told)) <= 2000
+    assert told["nodes_left_out"] + len(told["nodes"]) == 100
+    shown = [row["index"] for row in told["nodes"]]
+    assert {50, 70} <= set(shown)
+    assert shown == sorted(shown)

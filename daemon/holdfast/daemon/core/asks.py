@@ -23,7 +23,7 @@ class Asks:
         """Ask the collector, which hears every node."""
         target = self.peers.collector
         if target == self.ctx.node or len(self.waiting) >= limits.CLIENT_COUNT_MAX:
-            self.ctx.reply(client, messages.StatusAnswer(self.registry.status()))
+            self.ctx.reply(client, messages.StatusAnswer(self.registry.told_status()))
             return
         request = self.ctx.new_request()
         self.waiting[request] = (client, self.ctx.seconds(limits.HEARTBEAT_S * 2))
@@ -44,7 +44,7 @@ class Asks:
         for request, (client, deadline_ns) in list(self.waiting.items()):
             if self.ctx.now_ns >= deadline_ns:  # the collector is silent: better the own view than none
                 del self.waiting[request]
-                self.ctx.reply(client, messages.StatusAnswer(self.registry.status()))
+                self.ctx.reply(client, messages.StatusAnswer(self.registry.told_status()))
 
     def drill(self, client: int, stripes: int) -> None:
         """An operator asks that all nodes drill now."""

@@ -129,7 +129,7 @@ class PeerSide:
             case messages.RebuildAsked(target):
                 self.asks.rebuild(target)
             case messages.StatusWanted(request):
-                self.ctx.tell(node, messages.StatusGiven(request, self.registry.status()))
+                self.ctx.tell(node, messages.StatusGiven(request, self.registry.told_status()))
             case messages.StatusGiven(request, status):
                 self.asks.status_given(request, status)
             case messages.Refused(code, text, incarnation):

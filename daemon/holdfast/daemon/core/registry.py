@@ -84,6 +84,10 @@ class Registry:
         jobs = {name: parts.job for name, parts in self.table.items()}
         return report.status(self.ctx, self.peers, self.heartbeat(), jobs)
 
+    def told_status(self) -> dict[str, object]:
+        """The same, as far as it fits a frame."""
+        return report.fitting(self.status())
+
     def pause_commits(self, name: str | None) -> None:
         """What this node reports of a job now must hold until it is decided what the job restores."""
         if name is not None and name in self.table:

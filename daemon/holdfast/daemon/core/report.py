@@ -6,6 +6,7 @@ verdict is the worst over all jobs and nodes.
 
 from typing import Any
 
+import msgspec
 from holdfast.daemon.core.arena import Arena
 from holdfast.daemon.core.collector import lost_by_group, more_losses
 from holdfast.daemon.core.context import Context
@@ -16,6 +17,7 @@ from holdfast.daemon.core.peers import Peers
 from holdfast.daemon.core.rebuild import Rebuild
 from holdfast.daemon.core.slot import COMPLETE, Phase
 from holdfast.daemon.core.views import old_views, told_views
+from holdfast.protocol import limits
 from holdfast.protocol.health import DrillReport
 from holdfast.protocol.ids import SnapshotId
 from holdfast.protocol.messages import Heartbeat, JobReport
@@ -98,6 +100,19 @@ def status(ctx: Context, peers: Peers, own: Heartbeat, jobs: dict[str, Job]) -> 
         "jobs": job_rows,
         "nodes": node_rows,
     }
+
+
+def fitting(status: dict[str, Any]) -> dict[str, Any]:
+    """The same, or with fewer rows of nodes where it would not fit a frame: those that are well are left out first."""
+    rows = sorted(
+        status["nodes"], key=lambda row: row["state"] == "up" and all(j["whole"] for j in row["jobs"].values())
+    )
+    kept = len(rows)
+    while kept and len(msgspec.msgpack.encode(status)) > limits.STATUS_BYTES_MAX:
+        kept //= 2
+        shown = sorted(rows[:kept], key=lambda row: row["index"])
+        status = {**status, "nodes": shown, "nodes_left_out": len(rows) - kept}
+    return status
 
 
 def _jobs(peers: Peers, node: int) -> tuple[JobReport, ...]:

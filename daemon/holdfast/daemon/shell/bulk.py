@@ -58,6 +58,7 @@ class BulkPlane:
     ) -> None:
         self._config, self._context, self._report, self._sealing = config, context, report, sealing
         self._payload_bytes = config.chunk_bytes if sealing is None else config.chunk_bytes + sealing.added_bytes
+        network.allow_sockets(context, len(config.nodes))
         self._pull, self.port = network.bulk_pull(context, config.nodes[node].host, frame_bytes_max=self._payload_bytes)
         self._push: dict[int, tuple[tuple[str, int], network.Socket]] = {}
         self._places: dict[int, tuple[str, int]] = {}

@@ -35,6 +35,8 @@ READABLE, WRITABLE = zmq.POLLIN, zmq.POLLOUT
 log = logging.getLogger(__name__)
 
 _ZAP_DOMAIN = b"holdfast"
+_SOCKETS_PER_NODE_COUNT = 3  # one to send on, and the two ends of its monitor
+_SOCKETS_OF_ITS_OWN_COUNT = 64  # a dozen are used
 _HWM_FRAMES = 1024  # control messages queued per peer; beyond it they are dropped and repaired by heartbeats
 _TURN_FRAMES_MAX = 256  # frames taken from one socket per turn, so that none starves the others
 _SLACK_BYTES = 64 << 10
@@ -54,6 +56,12 @@ def public_key_of(secret: bytes) -> bytes:
     with contextlib.suppress(ValueError, zmq.ZMQError):
         return zmq.curve_public(secret)
     return b""
+
+
+def allow_sockets(context: Context, node_count: int) -> None:
+    """Let a context have sockets for all nodes; before its first socket. Libzmq's own limit ends at 340 nodes."""
+    wanted = _SOCKETS_OF_ITS_OWN_COUNT + _SOCKETS_PER_NODE_COUNT * node_count
+    context.set(zmq.MAX_SOCKETS, max(wanted, context.get(zmq.MAX_SOCKETS)))
 
 
 def _set_tcp(socket: zmq.Socket[bytes]) -> None:
@@ -119,6 +127,7 @@ class ControlPlane:
         sealing: "Sealing | None" = None,
     ) -> None:
         self._config, self._node, self._keys, self._context = config, node, keys, context
+        allow_sockets(context, len(config.nodes))
         self._sealing = sealing
         self._digest = config_digest(config)
         self.incarnation = 0
@@ -220,15 +229,19 @@ class ControlPlane:
 
     def send_peer(self, node: int, message: messages.PeerMessage) -> None:
         """Send to a dialled node; dropped if it is not connected or its queue is full."""
-        frame = frames.encode_peer(
-            message,
-            cluster=self._config.cluster_name,
-            epoch=self._config.epoch,
-            node=self._node,
-            incarnation=self.incarnation,
-            config=self._digest,
-            bulk=frames.AS_THEY_ARE if self._sealing is None else self._sealing.offer(node),
-        )
+        try:
+            frame = frames.encode_peer(
+                message,
+                cluster=self._config.cluster_name,
+                epoch=self._config.epoch,
+                node=self._node,
+                incarnation=self.incarnation,
+                config=self._digest,
+                bulk=frames.AS_THEY_ARE if self._sealing is None else self._sealing.offer(node),
+            )
+        except ValueError as error:  # the status of thousands of nodes: better unsaid than the end of this process
+            log.error("a message to node %d is not sent: %s", node, error)
+            return
         dealer = self._dealers.get(node)
         if dealer is not None:
             try:
@@ -240,6 +253,8 @@ class ControlPlane:
         """Send to a trainer or command; dropped if it is gone."""
         try:
             self._clients.send_multipart([token, frames.encode(message)], zmq.DONTWAIT)
+        except ValueError as error:  # as above
+            log.error("a message to a client is not sent: %s", error)
         except (zmq.Again, zmq.ZMQError) as error:
             log.debug("message %s to a client dropped: %s", type(message).__name__, error)
 
