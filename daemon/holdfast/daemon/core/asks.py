@@ -17,7 +17,7 @@ class Asks:
     ctx: Context
     peers: Peers
     registry: Registry
-    waiting: dict[int, tuple[int, int]] = field(default_factory=dict)  # request -> (client, deadline_ns)
+    waiting: dict[int, tuple[int, int, int]] = field(default_factory=dict)  # request -> (client, deadline_ns, asked)
 
     def status(self, client: int) -> None:
         """Ask the collector, which hears every node."""
@@ -26,7 +26,7 @@ class Asks:
             self.ctx.reply(client, messages.StatusAnswer(self.registry.told_status()))
             return
         request = self.ctx.new_request()
-        self.waiting[request] = (client, self.ctx.seconds(limits.HEARTBEAT_S * 2))
+        self.waiting[request] = (client, self.ctx.seconds(limits.HEARTBEAT_S * 2), target)
         self.ctx.tell(target, messages.StatusWanted(request))
 
     def status_given(self, request: int, status: dict[str, object]) -> None:
@@ -37,12 +37,15 @@ class Asks:
 
     def client_gone(self, client: int) -> None:
         """Forget the questions of a command that ended."""
-        self.waiting = {r: (c, due) for r, (c, due) in self.waiting.items() if c != client}
+        self.waiting = {request: asked for request, asked in self.waiting.items() if asked[0] != client}
 
     def tick(self) -> None:
         """Deadlines."""
-        for request, (client, deadline_ns) in list(self.waiting.items()):
-            if self.ctx.now_ns >= deadline_ns:  # the collector is silent: better the own view than none
+        for request, (client, deadline_ns, target) in list(self.waiting.items()):
+            if not self.peers.alive(target):  # it died while it was asked: who wants to know is to hear of that soon
+                del self.waiting[request]
+                self.status(client)
+            elif self.ctx.now_ns >= deadline_ns:  # the collector is silent: better the own view than none
                 del self.waiting[request]
                 self.ctx.reply(client, messages.StatusAnswer(self.registry.told_status()))
 
