@@ -13,7 +13,7 @@ from fuzz.local_surfaces import timed
 from fuzz.mutation import REPEATED_BYTES_MAX, TEXTS, Mutator
 from fuzz.surface import Surface
 from holdfast.client.catalogue import catalogue_of, read_heads
-from holdfast.client.copies import choose, copies, place
+from holdfast.client.copies import choose, copies, damage, place, write_digests
 from holdfast.client.errors import HoldfastError
 from holdfast.client.manifest import HEADER_BYTES, parse_shard
 from holdfast.client.shard import ShardLayout
@@ -151,7 +151,7 @@ class Said:
 
 
 class Copies(Surface):
-    """The names in a folder of durable copies."""
+    """The names in a folder of durable copies, and the list of files that lies in one."""
 
     SEEDS = (b"copy-000001-step-5", b"copy-000002-step-900", b".n0.part", b".copy-000001-step-5.old", b".metadata")
 
@@ -163,6 +163,13 @@ class Copies(Surface):
         )
         (self.root / "a" / "copy-000003-step-7").mkdir(parents=True)
         (self.root / "a" / "copy-000003-step-7" / ".metadata").write_bytes(b"")
+        (self.root / "a" / "copy-000003-step-7" / "__0_0.distcp").write_bytes(bytes(100))
+        self.table = write_digests(self.root / "a" / "copy-000003-step-7")
+        self.listed = self.table.read_bytes()
+
+    def _table(self) -> bytes:
+        """The list of a copy's files and their digests, spoiled mostly."""
+        return self.listed if self.draw.random() < 0.1 else self.spoil.cut(self.listed, (self.listed, *self.SEEDS))
 
     def make(self) -> bytes:
         return self.spoil.cut(self.draw.choice(self.SEEDS), self.SEEDS).replace(b"/", b"").replace(b"\0", b"")[:255]
@@ -181,7 +188,9 @@ class Copies(Surface):
                 found = copies(self.root, "a")
                 place(self.root, "a", step=9)
                 choose(RestoreAnswer("a", 1, None, None, durable_dir=str(self.root), use_older=True))
-            return "" if len(found) > 1 else "not a copy"
+                self.table.write_bytes(self._table())
+                whole = not damage(self.table.parent)
+            return "" if len(found) > 1 or whole else "not a copy"
         finally:
             if path.name != "copy-000003-step-7":
                 shutil.rmtree(path) if path.is_dir() else path.unlink()

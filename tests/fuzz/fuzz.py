@@ -22,6 +22,7 @@ from fuzz.core_surfaces import Bulk, Clients, Peers
 from fuzz.file_surfaces import Copies, Records, Shards, Texts
 from fuzz.local_surfaces import Environment, Http, Keepers, Ledger, Replies
 from fuzz.prey import Prey
+from fuzz.sealed_surface import Sealed
 from fuzz.surface import Surface
 
 CPU_S_MAX = 1.0  # of one input; a hundred times what most of the slowest take
@@ -32,7 +33,8 @@ SHOWN_BYTES = 600  # of an input that breaks a rule
 BATCH_INPUTS = 200
 ROUND_INPUTS = 5_000  # then everything is made anew: nonsense must not pile up into a state that no peer could cause
 SHARES = {
-    "control frames": 35, "client messages": 15, "bulk frames": 8, "replies to clients": 8, "http requests": 6,
+    "control frames": 33, "client messages": 15, "bulk frames": 7, "sealed chunks": 3, "replies to clients": 8,
+    "http requests": 6,
     "ledger": 6, "keeper and worker": 6, "service manager": 1, "config and key files": 5, "records and reports": 4,
     "durable copies": 2, "shards and exports": 4,
 }  # fmt: skip
@@ -83,7 +85,8 @@ class Fuzzer:
 
         prey = Prey(draw("prey").randrange(1 << 30))
         return [
-            Peers(draw("control"), prey), Clients(draw("client"), prey), Bulk(draw("bulk"), prey),
+            Peers(draw("control"), prey), Clients(draw("client"), prey), Bulk(draw("bulk"), prey), 
+            Sealed(draw("sealed")),
             Replies(draw("reply"), prey), Http(draw("http"), prey), Ledger(draw("ledger"), prey),
             Keepers(draw("keeper")), Environment(draw("environment")), Texts(draw("text")), Records(draw("record")),
             Copies(draw("copy")), Shards(draw("shard")),

@@ -140,7 +140,11 @@ class Daemon:
         while (left_s := deadline_s - time.monotonic()) > 0:
             if not self._dealer.poll(int(left_s * 1000) + 1):
                 continue
-            answer = frames.decode_daemon(self._dealer.recv())
+            try:
+                answer = frames.decode_daemon(self._dealer.recv())
+            except frames.FrameRefusedError as error:
+                text = f"the daemon on {self.path} says what can't be read: {error}; use the holdfast of its version"
+                raise OperatorError(ExitCode.UNREACHABLE, text) from error
             if isinstance(answer, messages.Denied):
                 raise OperatorError(ExitCode(answer.exit_code), answer.text)
             if isinstance(answer, kind):

@@ -69,7 +69,11 @@ class Link:
             raise DaemonUnreachableError(
                 f"no daemon answers on {path} ({error}); start one with 'holdfast daemon', or set HOLDFAST_SOCKET"
             ) from error
-        assert isinstance(welcome, messages.Welcome)
+        if not isinstance(welcome, messages.Welcome):
+            self._door.close()
+            raise DaemonUnreachableError(
+                f"expected a welcome from the daemon on {path}, found {type(welcome).__name__}"
+            )
         self._door.setblocking(False)
         self.session = Session(welcome, cadences=dict(cadences or {}))
         self._maps: dict[tuple[str, int], tuple[int, mmap.mmap]] = {}
@@ -135,11 +139,15 @@ class Link:
             raise LinkLostError(f"the connection to the daemon on {self.path} broke: {error}") from error
         if not frame:
             raise LinkLostError(f"the daemon on {self.path} has gone")
-        given = frames.decode_door(frame)
-        if isinstance(given, messages.MemoryGiven) and descriptors:
-            self._map(given, descriptors[0])
-        for descriptor in descriptors:
-            os.close(descriptor)
+        try:
+            given = frames.decode_door(frame)
+            if isinstance(given, messages.MemoryGiven) and descriptors:
+                self._map(given, descriptors[0])
+        except (frames.FrameRefusedError, ValueError) as error:  # or memory that is smaller than it is said to be
+            raise LinkLostError(f"the daemon on {self.path} gives what can't be taken: {error}") from error
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
         return True
 
     def _map(self, given: messages.MemoryGiven, descriptor: int) -> None:
