@@ -85,7 +85,7 @@ class Fuzzer:
 
         prey = Prey(draw("prey").randrange(1 << 30))
         return [
-            Peers(draw("control"), prey), Clients(draw("client"), prey), Bulk(draw("bulk"), prey), 
+            Peers(draw("control"), prey), Clients(draw("client"), prey), Bulk(draw("bulk"), prey),
             Sealed(draw("sealed")),
             Replies(draw("reply"), prey), Http(draw("http"), prey), Ledger(draw("ledger"), prey),
             Keepers(draw("keeper")), Environment(draw("environment")), Texts(draw("text")), Records(draw("record")),
