@@ -50,7 +50,7 @@ def link_to(tmp_path: Path) -> Iterator[Callable[..., Link]]:
 
 
 def test_another_word_than_a_welcome_is_refused(link_to: Callable[..., Link]) -> None:
-    with pytest.raises(DaemonUnreachableError, match="expected a welcome from the daemon on .* found MemoryGiven"):
+    with pytest.raises(DaemonUnreachableError, match=r"expected a welcome from the daemon on .* found MemoryGiven"):
         link_to(frames.encode(GIVEN))
 
 
