@@ -19,7 +19,7 @@ def chaos(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_everything_is_restored_after_each_of_a_few_faults() -> None:
-    done = chaos("--seed", "292", "--turns", "3", "--only", "nodes_lost", "data_flipped", "link_cut_one_way")
+    done = chaos("--seed", "23", "--turns", "2", "--only", "nodes_lost", "link_cut_one_way")
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-3000:]
     assert "in namespaces" in done.stdout or "on loopback" in done.stdout
-    assert "clean: seed 292" in done.stdout
+    assert "clean: seed 23" in done.stdout
