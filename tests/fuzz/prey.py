@@ -6,6 +6,7 @@ that a node can be in. The simulator's own checks are off: a peer that holds the
 
 import random
 import time
+import traceback
 from dataclasses import dataclass, field
 
 import msgspec
@@ -115,7 +116,13 @@ class Prey:
     def passes(self) -> None:
         """A moment passes for the whole cluster."""
         world = self.cluster.world
-        world.run_until(lambda: False, deadline_s=world.now_s + self.draw.uniform(0, 2 * PACE_S))
+        try:
+            world.run_until(lambda: False, deadline_s=world.now_s + self.draw.uniform(0, 2 * PACE_S))
+        except ValueError as error:
+            if traceback.extract_tb(error.__traceback__)[-1].name != "_stage":
+                raise
+            for job in self.cluster.jobs:  # a peer lied about a layout: a rank's shard does not fit its memory
+                job.kill("its memory is of another layout")
 
     def _say(self, action: actions.Action) -> None:
         """What the shell does with an action: an exception there would end the worker."""
