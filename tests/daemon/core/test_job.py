@@ -128,3 +128,7 @@ def test_a_plan_of_more_chunks_than_a_group_may_have_is_refused_with_the_numbers
     alone.says(3, messages.Plan("huge", attempt, 0, Layout((ShardPlace(0, 1 << 60),), 0, 1)))
     (denied,) = [said for said in alone.said if isinstance(said, messages.Denied)]
     assert f"1099511627776 chunks, {limits.GROUP_CHUNKS_MAX} are the limit" in denied.text
+
+
+def test_a_node_beyond_the_cluster_has_words_for_people() -> None:
+    assert "none of this cluster's" in Alone().node.ctx.name_of(4095)

@@ -88,7 +88,8 @@ class Context:
 
     def name_of(self, node: int) -> str:
         """A node's name, for people."""
-        return self.config.nodes[node].name
+        nodes = self.config.nodes  # a layout that a peer told may name others
+        return nodes[node].name if 0 <= node < len(nodes) else f"node {node}, which is none of this cluster's"
 
     def seconds(self, seconds: float) -> int:
         """The clock `seconds` from now, in nanoseconds."""
