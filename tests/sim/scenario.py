@@ -143,6 +143,7 @@ def shape_of(world: World, profile: Profile) -> ClusterShape:
                 ),
                 stall_s=draw.choice([2.0, 10.0]),
                 copy_s_max=draw.choice([0.03, 0.03, 0.03, 2.0]),
+                checks=profile.few,
             )
         )
     trouble = draw.choice([0.0, 0.0, 0.003, 0.02])

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
+from holdfast.client.checks import Checks
 from holdfast.client.flat_parameters import is_flat
 from holdfast.client.flatten import (
     Flat,
@@ -21,7 +22,7 @@ from holdfast.client.flatten import (
     state_of,
     unflatten,
 )
-from holdfast.client.inward import as_payload, copy_all_in, gpu_of
+from holdfast.client.inward import as_payload, copy_all_in
 from holdfast.client.manifest import (
     Mesh,
     ParsedShard,
@@ -37,18 +38,14 @@ from holdfast.client.state_errors import MalformedShardError, RestoreMismatchErr
 from holdfast.client.state_hash import hash_state
 from holdfast.client.walk import MemoryKey, memory_key
 
-__all__ = ["device_of", "hash_state", "restore_into"]
+__all__ = ["hash_state", "restore_into"]
 
 PROBLEMS_SHOWN = 5  # differences named in an error; a whole foreign model has thousands
 
 
-def device_of(state: Mapping[str, object]) -> torch.device | None:
-    """The first GPU that the live state lies on, None if all of it is in the host's memory."""
-    flats = (flatten(name, state_of(name, item), Rules(allow_pickle=True)) for name, item in state.items())
-    return gpu_of([local_of(leaf.tensor) for flat in flats for leaf in flat.leaves])
-
-
-def restore_into(state: Mapping[str, object], shard: memoryview, *, allow_pickle: bool = False) -> None:
+def restore_into(
+    state: Mapping[str, object], shard: memoryview, *, allow_pickle: bool = False, checks: Checks | None = None
+) -> None:
     """Put every byte of ``shard`` back into ``state``, and the random generators with it.
 
     Tensors that are there are overwritten in place, so whoever holds them sees the new content;
@@ -59,14 +56,16 @@ def restore_into(state: Mapping[str, object], shard: memoryview, *, allow_pickle
         state: What ``ShardLayout.build`` was given, built anew the same way.
         shard: Memory of exactly one shard; may be read-only.
         allow_pickle: Read plain objects without restriction. Only for shards that this job wrote.
+        checks: Compares the chunks under the shard, each just before it is used; None: that was done before.
 
     Raises:
+        RottenShardError: a chunk fails its digest. Tensors may be overwritten in part: restore again.
         MalformedShardError: these bytes are no shard, or contradict themselves.
         RestoreMismatchError: names, dtypes, shapes, shardings or meshes differ from the live ones.
             Nothing live was changed, as with the errors above and below.
         StateError: the live state itself cannot be put back into.
     """
-    parsed = parse_shard(shard)
+    parsed = _parse(shard, checks)
     objects, rng = _read_objects(parsed, allow_pickle=allow_pickle)
     live = _Live.look(state)
     problems = live.compare(parsed, objects)
@@ -78,10 +77,24 @@ def restore_into(state: Mapping[str, object], shard: memoryview, *, allow_pickle
     if problems:
         raise RestoreMismatchError(mismatch_text(problems))
     payload = as_payload(parsed.payload)
-    copy_all_in([(entry, local_of(tensors[entry.path])) for entry in parsed.manifest.tensors], payload)
+    pairs = [(entry, local_of(tensors[entry.path])) for entry in parsed.manifest.tensors]
+    copy_all_in(pairs, payload, checks, parsed.header.payload_offset)
     for name, item in state.items():
         load_item(item, trees[name])
     restore_rng(rng)
+
+
+def _parse(shard: memoryview, checks: Checks | None) -> ParsedShard:
+    """What the shard says of itself, once the chunks that say it are checked."""
+    if checks is None:
+        return parse_shard(shard)
+    try:
+        parsed = parse_shard(shard)  # it trusts nothing
+    except MalformedShardError:
+        checks.check(0, len(shard))  # so that is what is wrong
+        raise
+    checks.check(0, parsed.header.payload_offset)
+    return parsed
 
 
 @dataclass(slots=True)

@@ -21,6 +21,7 @@ import torch.distributed as dist
 from holdfast.client.agreement import Part, disagreement, exchange
 from holdfast.client.arguments import check_arguments, is_settled
 from holdfast.client.capture import Capture
+from holdfast.client.checks import Checks
 from holdfast.client.elsewhere import Elsewhere
 from holdfast.client.errors import (
     CommitTimeoutError,
@@ -33,12 +34,12 @@ from holdfast.client.errors import (
 from holdfast.client.laps import Laps
 from holdfast.client.link import socket_path
 from holdfast.client.ranks import Ranks
-from holdfast.client.restore import device_of, restore_into
+from holdfast.client.restore import restore_into
 from holdfast.client.session import RankPlan
 from holdfast.client.shard import ShardLayout
 from holdfast.client.stager import Marks, Stager
 from holdfast.client.stalls import Stalls
-from holdfast.client.state_errors import LayoutChangedError, RestoreMismatchError, ShardError
+from holdfast.client.state_errors import LayoutChangedError, RestoreMismatchError, RottenShardError, ShardError
 from holdfast.client.underway import Staging, Underway
 from holdfast.client.updates import before_updates, weakly
 from holdfast.protocol import limits, messages
@@ -223,23 +224,31 @@ class Snapshotter:
         return welcome
 
     def _restore_shard(self, snapshot: SnapshotId, clock: Laps) -> Exception | None:
-        assert self._attempt is not None
-        request = messages.OpenShard(self._job, self._attempt, snapshot, self._ranks.rank)
         try:
-            self._stager.use_gpu(device_of(self._state))
-            opened, shard = self._stager.submit(
-                lambda: self._stager.open_shard(request, patience_s=RESTORE_PATIENCE_S)
-            ).result()
-            clock.lap("open")
-            restore_into(self._state, shard, allow_pickle=self._allow_pickle)
-            clock.lap("copy")
-            shard.release()
-            self._stager.submit(lambda: self._stager.close_shard(opened)).result()
+            try:
+                self._copy_shard(snapshot, clock, verify=False)
+            except RottenShardError as error:
+                self._say(f"{error}; the daemon is asked to repair it")
+                self._copy_shard(snapshot, clock, verify=True)
         except RefusedError as error:
             return NotRecoverableError(str(error))
         except (HoldfastError, ShardError) as error:
             return error
         return None
+
+    def _copy_shard(self, snapshot: SnapshotId, clock: Laps, *, verify: bool) -> None:
+        """Bring this rank's shard into the state; digests are compared by the daemon first, or here just before use."""
+        assert self._attempt is not None
+        request = messages.OpenShard(self._job, self._attempt, snapshot, self._ranks.rank, verify)
+        opened, image = self._stager.submit(
+            lambda: self._stager.open_shard(request, patience_s=RESTORE_PATIENCE_S)
+        ).result()
+        clock.lap("open")
+        shard = image[opened.offset_bytes : opened.offset_bytes + opened.shard_bytes]
+        restore_into(self._state, shard, allow_pickle=self._allow_pickle, checks=Checks.of(image, opened))
+        clock.lap("copy")
+        shard.release()
+        self._stager.submit(lambda: self._stager.close_shard(opened)).result()
 
     # --- staging ---
 

@@ -234,7 +234,10 @@ class Stager:
                 )
 
     def open_shard(self, request: messages.OpenShard, *, patience_s: float) -> tuple[messages.ShardOpened, memoryview]:
-        """Have the shard verified, rebuilt if needed, and mapped. `patience_s` bounds the wait for progress."""
+        """Have the shard verified or its digests told, rebuilt if needed, and its slot's memory mapped.
+
+        `patience_s` bounds the wait for progress.
+        """
         while True:
             session = self.link.session
             session.ask("OpenShard")
@@ -251,8 +254,7 @@ class Stager:
                 raise RefusedError(denied.text, exit_code=denied.exit_code, retry=denied.retry)
             opened = session.opened
             assert opened is not None
-            view = self._memory(opened.job, opened.slot, opened.generation)
-            return opened, view[opened.offset_bytes : opened.offset_bytes + opened.shard_bytes].toreadonly()
+            return opened, self._mapped(opened.job, opened.slot, opened.generation).toreadonly()
 
     def _await_shard(self, patience_s: float) -> bool:
         session = self.link.session
@@ -372,11 +374,15 @@ class Stager:
             self._plan = None
 
     def _memory(self, job: str, slot: int, generation: int) -> memoryview:
+        view = self._mapped(job, slot, generation)
+        self._register(self.link, job)
+        return view
+
+    def _mapped(self, job: str, slot: int, generation: int) -> memoryview:
         deadline_s = monotonic() + _SEAL_S
         link = self.link
         if not link.until(lambda: link.memory(job, slot, generation) is not None, deadline_s=deadline_s):
             raise LinkLostError(f"the daemon on {self._path} named memory that it did not hand over")
-        self._register(link, job)
         view = link.memory(job, slot, generation)
         assert view is not None
         return view

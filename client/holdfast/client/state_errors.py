@@ -21,5 +21,9 @@ class RestoreMismatchError(ShardError):
     """A shard does not fit the live state it should be put into; nothing live was changed."""
 
 
+class RottenShardError(ShardError):
+    """Bytes of a shard changed where they lay; the live state may be half overwritten, until it is restored again."""
+
+
 class MalformedShardError(ShardError):
     """Bytes that are no shard, are cut short, or contradict themselves; none were used."""

@@ -31,8 +31,13 @@ def copy_all(pairs: Sequence[tuple[ByteArray, ByteArray]]) -> None:
 
 def threads_to_copy() -> int:
     """At most half of this process's share of the cores: training needs the others."""
+    return max(1, min(THREADS_MAX, cores_of_rank() // 2))
+
+
+def cores_of_rank() -> int:
+    """This process's share of the cores that it may use; at least one."""
     ranks = max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-    return max(1, min(THREADS_MAX, len(os.sched_getaffinity(0)) // (2 * ranks)))
+    return max(1, len(os.sched_getaffinity(0)) // ranks)
 
 
 def _blocks(pairs: Sequence[tuple[ByteArray, ByteArray]]) -> Iterable[tuple[ByteArray, ByteArray]]:

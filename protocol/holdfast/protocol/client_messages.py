@@ -14,6 +14,8 @@ from holdfast.protocol.layout import Layout
 from holdfast.protocol.trace import AskTrace, TraceAnswer
 from msgspec import Meta
 
+ShardDigests = Annotated[bytes, Meta(max_length=limits.SHARD_DIGESTS_MAX * 8)]
+
 # --- trainers and commands to their daemon ---------------------------------------------------------------------------
 
 
@@ -40,6 +42,7 @@ class OpenShard(Message, frozen=True):
     attempt: Count
     snapshot: SnapshotId
     role: RoleNumber
+    verify: bool = True  # the daemon reads it first and compares digests; else the rank does as it copies
 
 
 class CloseShard(Message, frozen=True):
@@ -209,7 +212,7 @@ class Granted(Message, frozen=True):
 
 
 class ShardOpened(Message, frozen=True):
-    """The shard's chunks passed their digests; read it from this slot until CloseShard."""
+    """Read the shard from this slot until CloseShard. Its chunks passed their digests, or these are here to compare."""
 
     job: JobName
     snapshot: SnapshotId
@@ -218,6 +221,13 @@ class ShardOpened(Message, frozen=True):
     generation: Count
     offset_bytes: Count
     shard_bytes: Count
+    chunk_bytes: Count = 0
+    first_chunk: Count = 0  # of the node's image; the shard may begin within it
+    digests: ShardDigests = b""  # of all chunks that the shard touches, packed as in DigestsAnnounced; none: verified
+
+    def __post_init__(self) -> None:
+        if len(self.digests) % 8:
+            raise ValueError(f"digests take 8 bytes each, found {len(self.digests)} bytes")
 
 
 class ShardPending(Message, frozen=True):

@@ -1,4 +1,4 @@
-"""Giving a rank its shard of a committed snapshot back: verified first, rebuilt first if it was lost.
+"""Giving a rank its shard of a committed snapshot back: verified first or by the rank, rebuilt first if it was lost.
 
 Covers OpenShard and CloseShard of one job on one node. The snapshot can't be released under a restoring rank: a newer
 commit needs a sealed shard of every role, and a role stages only after its restore.
@@ -11,8 +11,9 @@ from holdfast.daemon.core.job import Job
 from holdfast.daemon.core.memory import Memory
 from holdfast.daemon.core.rebuild import Rebuild, RebuildState
 from holdfast.daemon.core.slot import COMPLETE, Slot
-from holdfast.protocol import messages
+from holdfast.protocol import limits, messages
 from holdfast.protocol.exit_codes import ExitCode
+from holdfast.protocol.frames import pack_digests
 from holdfast.protocol.layout import Layout
 
 
@@ -73,7 +74,11 @@ class Shards:
     def _advance(self, opening: Opening) -> None:
         slot = self.job.slot_of(opening.request.snapshot)
         if slot is not None and (slot.phase in COMPLETE or self._is_there(slot, opening)):
-            self._verify(slot, opening)
+            count = self._chunks(self._layout_of(slot), opening.request.role)[1]
+            if opening.request.verify or count > limits.SHARD_DIGESTS_MAX:
+                self._verify(slot, opening)
+            else:
+                self._give(slot, opening, self._digests(slot, opening))
             return
         problem = self.rebuild.start()
         if problem:
@@ -91,8 +96,12 @@ class Shards:
 
     def _is_there(self, slot: Slot, opening: Opening) -> bool:
         """Whether a shard is whole in a slot that is still being rebuilt."""
+        return self.rebuild.has(slot, *self._chunks(self._layout_of(slot), opening.request.role))
+
+    @staticmethod
+    def _layout_of(slot: Slot) -> Layout:
         assert slot.geometry is not None
-        return self.rebuild.has(slot, *self._chunks(slot.geometry.layout, opening.request.role))
+        return slot.geometry.layout
 
     def _tell_pending(self, opening: Opening) -> None:
         text = f"rebuilding: {self.rebuild.done_chunks} of {self.rebuild.total_chunks} chunks"
@@ -103,15 +112,19 @@ class Shards:
         )
 
     def _verify(self, slot: Slot, opening: Opening) -> None:
-        assert slot.geometry is not None
-        first, count = self._chunks(slot.geometry.layout, opening.request.role)
-        me = slot.geometry.group_of(slot.node).index(slot.node)
-        start = slot.digest_index(me, first)
-        digests = tuple(digest for digest in slot.digests[start : start + count] if digest is not None)
-        assert len(digests) == count
+        first, _ = self._chunks(self._layout_of(slot), opening.request.role)
         ticket, self.next_ticket = self.next_ticket, self.next_ticket + 1
         self.verifying[ticket] = opening
-        self.job.ctx.emit(VerifyChunks(slot.memory(self.job.name), ticket, first, digests))
+        self.job.ctx.emit(VerifyChunks(slot.memory(self.job.name), ticket, first, self._digests(slot, opening)))
+
+    def _digests(self, slot: Slot, opening: Opening) -> tuple[int, ...]:
+        """Of the chunks that a shard touches."""
+        assert slot.geometry is not None
+        first, count = self._chunks(slot.geometry.layout, opening.request.role)
+        start = slot.digest_index(slot.geometry.group_of(slot.node).index(slot.node), first)
+        digests = tuple(digest for digest in slot.digests[start : start + count] if digest is not None)
+        assert len(digests) == count
+        return digests
 
     def _chunks(self, layout: Layout, role: int) -> tuple[int, int]:
         """The first chunk of a role's shard in the node's image, and how many there are."""
@@ -143,7 +156,7 @@ class Shards:
         opening.repaired = True
         self.pending.append(opening)
 
-    def _give(self, slot: Slot, opening: Opening) -> None:
+    def _give(self, slot: Slot, opening: Opening, digests: tuple[int, ...] = ()) -> None:
         assert slot.geometry is not None
         assert slot.snapshot is not None
         role, layout = opening.request.role, slot.geometry.layout
@@ -158,6 +171,9 @@ class Shards:
                 generation=slot.generation,
                 offset_bytes=layout.offset_of(role),
                 shard_bytes=layout.shards[role].shard_bytes,
+                chunk_bytes=self.job.ctx.config.chunk_bytes,
+                first_chunk=self._chunks(layout, role)[0],
+                digests=pack_digests(digests),
             ),
         )
 
