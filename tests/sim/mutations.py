@@ -261,7 +261,7 @@ def believe_what_was_forgotten(patch: pytest.MonkeyPatch) -> None:
 
 def deny_in_a_predecessors_name(patch: pytest.MonkeyPatch) -> None:
     """A replacement denies at once what the node before it may have stated."""
-    patch.setattr(Job, "_may_be_stated", lambda *_: False)
+    patch.setattr(Job, "may_be_stated", lambda *_: False)
 
 
 def decide_on_an_old_word(patch: pytest.MonkeyPatch) -> None:

@@ -164,7 +164,10 @@ class Truth:
                         self._observe_complete(worker, key, slot, rebuilt=rebuilt)
             self._observe_commit(node, name, job.committed, job.attempt)
             chosen = self.chosen.get((name, job.attempt), job.committed)
-            pinned = job.committed == chosen or (job.committed and job.committed.attempt == job.attempt)
+            # Where nothing was chosen, whoever was not heard may keep what it knows to be committed.
+            pinned = (
+                chosen is None or job.committed == chosen or (job.committed and job.committed.attempt == job.attempt)
+            )
             promise(pinned, f"{where}: attempt {job.attempt} of {name} restores {chosen}, not {job.committed}")
         for name, snapshot in self._held.get(node, set()) - held:
             known = worker.node.jobs.get(name)

@@ -1,5 +1,7 @@
 """What the ranks of a job tell each other at a plan or a restore, and whether they agree."""
 
+from concurrent.futures import Future
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -7,9 +9,20 @@ import msgspec
 from holdfast.client.copies import choose
 from holdfast.client.errors import RanksDisagreeError
 from holdfast.client.ranks import Ranks
+from holdfast.client.session import RankPlan
+from holdfast.client.shard import ShardLayout
 from holdfast.protocol import limits
 from holdfast.protocol.ids import SnapshotId
 from holdfast.protocol.messages import RestoreAnswer
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """A plan on which all ranks agree, and this rank's memory for it, which is being made."""
+
+    plan: RankPlan
+    layout: ShardLayout
+    ready: "Future[None]"
 
 
 class Part(msgspec.Struct):

@@ -18,7 +18,7 @@ from typing import Any, Literal, Self
 
 import torch
 import torch.distributed as dist
-from holdfast.client.agreement import Part, disagreement, exchange
+from holdfast.client.agreement import Part, Proposal, disagreement, exchange
 from holdfast.client.arguments import check_arguments, is_settled
 from holdfast.client.capture import Capture
 from holdfast.client.checks import Checks
@@ -104,6 +104,7 @@ class Snapshotter:
         self._attempt: int | None = None
         self._layout: ShardLayout | None = None
         self._plan: RankPlan | None = None
+        self._proposal: Proposal | None = None  # what the first step will accept
         self._next_plan_step = 0
         self._versions = 0
         self._stalls = Stalls()
@@ -228,7 +229,7 @@ class Snapshotter:
             try:
                 self._copy_shard(snapshot, clock, verify=False)
             except RottenShardError as error:
-                self._say(f"{error}; the daemon is asked to repair it")
+                log.warning("rank %d: %s; the daemon is asked to repair it", self._ranks.rank, error)
                 self._copy_shard(snapshot, clock, verify=True)
         except RefusedError as error:
             return NotRecoverableError(str(error))
@@ -325,9 +326,11 @@ class Snapshotter:
         if step < self._next_plan_step:
             return False
         with self._stalls.part("plan"):
-            return self._agree(step)
+            proposal, self._proposal = self._proposal or self._propose(step), None
+            return proposal is not None and self._accept(step, proposal)
 
-    def _agree(self, step: int) -> bool:
+    def _propose(self, step: int) -> Proposal | None:
+        """Agree on a plan, and have the daemons make memory for it; None if that failed, and it was said why."""
         part = Part(self._job) if self._attempt is not None else self._ask(begin_fresh=True)
         layout: ShardLayout | None = None
         try:
@@ -342,7 +345,8 @@ class Snapshotter:
         problem = disagreement(parts)
         self._attempt = self._attempt or parts[0].attempt or None
         if problem or self._attempt is None or layout is None:
-            return self._unprotected(step, problem or "no attempt was begun")
+            self._unprotected(step, problem or "no attempt was begun")
+            return None
         self._versions = max(p.version for p in parts)
         agreed = Layout(
             shards=tuple(ShardPlace(p.node, p.shard_bytes) for p in parts),
@@ -351,29 +355,33 @@ class Snapshotter:
             version=self._versions,
         )
         plan = RankPlan(self._job, self._attempt, self._ranks.rank, agreed)
+        deadline_s = monotonic() + limits.ALLOCATE_DEADLINE_S
+        return Proposal(plan, layout, self._stager.submit(lambda: self._stager.say_plan(plan, deadline_s=deadline_s)))
+
+    def _accept(self, step: int, proposal: Proposal) -> bool:
+        """Wait until all ranks have their memory."""
         failure = ""
         try:
-            deadline_s = monotonic() + limits.ALLOCATE_DEADLINE_S
-            self._stager.submit(lambda: self._stager.say_plan(plan, deadline_s=deadline_s)).result()
+            proposal.ready.result()
         except HoldfastError as error:
             failure = str(error)
         accepted = exchange(self._ranks, Part(self._job, problem=failure), "done")
         if problem := disagreement(accepted):
-            return self._unprotected(step, problem)
-        self._plan, self._layout = plan, layout
+            self._unprotected(step, problem)
+            return False
+        self._plan, self._layout = proposal.plan, proposal.layout
         return True
 
     def _plan_early(self, step: int) -> None:
-        """Have memory made before the first snapshot needs it. The first `step` asks again where this is refused."""
+        """Have memory made while training begins. The first `step` waits for it, and asks again if it is refused."""
         with contextlib.suppress(DaemonUnreachableError):
-            self._make_plan(step)
+            self._proposal = self._propose(step)
         self._next_plan_step = 0
 
-    def _unprotected(self, step: int, problem: str) -> bool:
+    def _unprotected(self, step: int, problem: str) -> None:
         self._plan = None
         self._next_plan_step = step + PLAN_RETRY_STEPS
         self._fault(DaemonUnreachableError(f"training runs on, unprotected: {problem}"))
-        return False
 
     # --- what users ask ---
 

@@ -389,14 +389,14 @@ class Job:
             return
         if slot is not None and slot.phase in COMPLETE:
             return
-        if self._may_be_stated(snapshot):
+        if self.may_be_stated(snapshot):
             self.doubtful.setdefault(snapshot, reason)
             return
         self.ctx.tell_all(messages.NodeGaveUp(self.name, snapshot, self.ctx.node, reason[: limits.TEXT_CHARS_MAX]))
         self.ctx.log(f"job {self.name}: {snapshot} given up: {reason}", "warning")
         self._forget_snapshot(snapshot, reason)
 
-    def _may_be_stated(self, snapshot: SnapshotId) -> bool:
+    def may_be_stated(self, snapshot: SnapshotId) -> bool:
         """Whether an earlier holder of this node's place may have stated the fact, and somebody have committed on it.
 
         Its facts count no more for who hears of this one; who committed before says so within a few heartbeats. What
@@ -409,7 +409,7 @@ class Job:
     def tick(self) -> None:
         """Deny what was in doubt and is not any more."""
         for snapshot, reason in list(self.doubtful.items()):
-            if not self._may_be_stated(snapshot):
+            if not self.may_be_stated(snapshot):
                 del self.doubtful[snapshot]
                 if self.committed is None or snapshot > self.committed:
                     self.give_up_snapshot(snapshot, reason)

@@ -118,7 +118,7 @@ class Openings:
     def grant(self) -> None:
         """Open slots for what waits, oldest snapshot first, and grant them to the ranks that asked."""
         job = self.job
-        self._give_up_earlier_plans()
+        self._give_up_what_came_before()
         for snapshot in sorted(self.wanted | {begin.snapshot for begin in self.begins.values()}):
             slot = job.slot_of(snapshot) or self._open(snapshot)
             if slot is None:
@@ -132,12 +132,23 @@ class Openings:
                     granted = messages.Granted(job.name, snapshot, slot.index, slot.generation)
                     job.ctx.reply(job.roles[role], granted)
 
-    def _give_up_earlier_plans(self) -> None:
-        """What peers sealed under a plan that this node has left would be given a slot of other sizes here."""
+    def _give_up_what_came_before(self) -> None:
+        """What peers sealed before this node knew of it, and can't become whole here or must not.
+
+        Under a plan that this node has left, it would be given a slot of other sizes. And what an earlier holder of this
+        node's place may have given up must not be stated in its name: who heard that has let it go.
+        """
         layout = self.job.layout if self.job.planned else None
+        if layout is None:
+            return
         for snapshot in sorted(self.wanted):
-            if layout is not None and snapshot.step < layout.first_step and snapshot in self.wanted:
+            if snapshot not in self.wanted:
+                continue
+            if snapshot.step < layout.first_step:
                 self.job.give_up_snapshot(snapshot, f"it was begun before the plan of step {layout.first_step}")
+            elif not layout.roles_on(self.job.ctx.node) and self.job.may_be_stated(snapshot):
+                self.wanted.discard(snapshot)
+                self.job.give_up_snapshot(snapshot, "it was begun before this node took its place")
 
     def _open(self, snapshot: SnapshotId) -> Slot | None:
         job = self.job
