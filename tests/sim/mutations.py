@@ -367,6 +367,6 @@ CAUGHT_BY: tuple[tuple[Mutation, str, int], ...] = (
     (tell_of_a_part_that_is_computed, "long", 4),
     (mix_without_what_absent_nodes_left, "long", 1),
     (believe_a_part_of_a_sum, "long", 0),
-    (decide_on_an_old_word, "restarts", 8),
+    (decide_on_an_old_word, "restarts", 42),
     (forget_who_was_superseded, "reads", 1001154),
 )

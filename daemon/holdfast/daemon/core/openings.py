@@ -135,8 +135,8 @@ class Openings:
     def _give_up_what_came_before(self) -> None:
         """What peers sealed before this node knew of it, and can't become whole here or must not.
 
-        Under a plan that this node has left, it would be given a slot of other sizes. And what an earlier holder of this
-        node's place may have given up must not be stated in its name: who heard that has let it go.
+        Under a plan that this node has left, it would be given a slot of other sizes. And what an earlier holder of
+        this node's place may have given up must not be stated in its name: who heard that has let it go.
         """
         layout = self.job.layout if self.job.planned else None
         if layout is None:
