@@ -145,7 +145,7 @@ def test_memory_is_made_at_the_restore_where_the_state_is_complete(cluster: Loca
         run = Run(4, stepped=stepped)
         with Snapshotter(run.state, job=f"early-{stepped}", socket=cluster.socket(0), on_error="raise") as snapshotter:
             assert snapshotter.restore() is None
-            assert (snapshotter._plan is not None) is stepped
+            assert (snapshotter._proposal is not None) is stepped
             run.step()
             snapshotter.step(7)  # whatever its number, the first is staged
             snapshotter.wait(timeout_s=20)

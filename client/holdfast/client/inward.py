@@ -1,11 +1,12 @@
 """From a shard's memory into live tensors: no second copy of the state, few calls for many small tensors.
 
 The way back of `lanes`. The payload is walked once, by all cores that this rank may use, in blocks of whole chunks: a
-block's digests are compared, and then, while its bytes are in the processor's cache, they go where they belong. What
-belongs on a GPU goes through page-locked buffers, two for each thread, so that the bus works while the next block is
-read; small tensors that lie side by side arrive there as one and are spread on the device.
+block's digests are compared, and then, while its bytes are in the processor's cache, they go where they belong. A GPU
+fetches what belongs to it by itself, while the next blocks are read; small tensors that lie side by side arrive there
+as one and are spread on the device.
 """
 
+import warnings
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +25,7 @@ from holdfast.client.tensor_bytes import ByteArray, copy_in, cores_of_rank, raw_
 
 RUN_BYTES_MAX = 256 << 20  # of small tensors in one copy: so much memory of the GPU is needed for a moment
 HOST_BLOCK_BYTES = 1 << 20  # digested and copied out of the processor's cache
-DEVICE_BLOCK_BYTES = 8 << 20  # the bus is at full speed, and little memory is page-locked
+DEVICE_BLOCK_BYTES = 8 << 20  # the bus is at full speed
 THREADS_MAX = 16  # memory is the limit
 Pair = tuple[TensorEntry, torch.Tensor]
 Part = tuple[ByteArray | torch.Tensor, int, int]  # of a landing; from where to where in the payload
@@ -59,7 +60,7 @@ def copy_all_in(pairs: Sequence[Pair], payload: ByteArray, checks: Checks | None
 
     Args:
         pairs: Entries and the local tensors that they fill.
-        payload: The shard's tensors; may be read-only.
+        payload: The shard's tensors; may be read-only. A GPU copies from it at full speed if it is registered.
         checks: Compares the chunks under them; None: that was done before.
         start: Where the payload begins in the shard.
 
@@ -91,9 +92,12 @@ def _walk(plan: Plan, payload: ByteArray, blocks: list[tuple[int, int]], check: 
     host = _by_block(plan.host, blocks)
     devices = {device: _by_block(landings, blocks) for device, landings in plan.devices.items()}
     threads = min(THREADS_MAX, cores_of_rank(), len(blocks)) or 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns of read-only memory, once; it is only read here
+        source = torch.from_numpy(payload) if devices else torch.empty(0)
     ferries: SimpleQueue[Ferry] = SimpleQueue()
     for _ in range(threads):
-        ferries.put(Ferry(list(plan.devices), DEVICE_BLOCK_BYTES))
+        ferries.put(Ferry(list(devices), source))
 
     def work(share: range) -> None:
         ferry = ferries.get()
@@ -105,9 +109,7 @@ def _walk(plan: Plan, payload: ByteArray, blocks: list[tuple[int, int]], check: 
                 np.copyto(target, payload[low:high])
             for device, by_block in devices.items():
                 if by_block[index]:
-                    ferry.take(device, payload[begin:end], [
-                        (target, low - begin, high - begin) for target, low, high in _parts(by_block[index], begin, end)
-                    ])  # fmt: skip
+                    ferry.take(device, _parts(by_block[index], begin, end))
         ferry.wait()
 
     if threads == 1:

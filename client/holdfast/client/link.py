@@ -7,6 +7,7 @@ methods on one thread. The connection's end raises LinkLostError wherever it is 
 """
 
 import contextlib
+import ctypes
 import math
 import mmap
 import os
@@ -24,6 +25,7 @@ from holdfast.protocol.cadence import Cadence
 
 _HELLO_S = limits.CLIENT_HELLO_S
 _MADV_POPULATE_WRITE = 23  # Linux 5.14; not named by the mmap module of Python 3.11
+_libc = ctypes.CDLL(None)  # mmap's own madvise would hold the interpreter lock meanwhile
 
 
 class LinkLostError(DaemonUnreachableError):
@@ -77,6 +79,7 @@ class Link:
         self._door.setblocking(False)
         self.session = Session(welcome, cadences=dict(cadences or {}))
         self._maps: dict[tuple[str, int], tuple[int, mmap.mmap]] = {}
+        self._populated: dict[tuple[str, int], int] = {}  # the generation
         self._wake_fd = wake_fd
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
         self._dealer = self._context.socket(zmq.DEALER)
@@ -154,12 +157,18 @@ class Link:
         known = self._maps.get((given.job, given.slot))
         if known is not None and known[0] == given.generation:
             return
-        # The pages exist: the daemon has populated them. This fills our page table, so that the first snapshot is no
-        # slower.
-        mapping = mmap.mmap(descriptor, given.data_bytes)
-        with contextlib.suppress(OSError):  # an older kernel: the first copy pays for the faults
-            mapping.madvise(_MADV_POPULATE_WRITE)
-        self._maps[given.job, given.slot] = (given.generation, mapping)
+        self._maps[given.job, given.slot] = (given.generation, mmap.mmap(descriptor, given.data_bytes))
+
+    def populate(self, job: str) -> None:
+        """Fill our page table for all slots of a job, once, so that the first snapshot into each is no slower.
+
+        The pages exist: the daemon has populated them. On an older kernel the first copy pays for the faults.
+        """
+        for key, (generation, mapping) in self._maps.items():
+            if key[0] == job and self._populated.get(key) != generation:
+                self._populated[key] = generation
+                address = ctypes.addressof(ctypes.c_char.from_buffer(mapping))
+                _libc.madvise(ctypes.c_void_p(address), ctypes.c_size_t(len(mapping)), _MADV_POPULATE_WRITE)
 
     def memory(self, job: str, slot: int, generation: int) -> memoryview | None:
         """The mapped image of a slot, None if that generation is not here (yet)."""

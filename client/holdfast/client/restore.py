@@ -6,7 +6,7 @@ and set the random generators last, since all before may have used them.
 """
 
 import io
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -41,6 +41,20 @@ from holdfast.client.walk import MemoryKey, memory_key
 __all__ = ["hash_state", "restore_into"]
 
 PROBLEMS_SHOWN = 5  # differences named in an error; a whole foreign model has thousands
+
+
+def gpu_of(state: Mapping[str, object]) -> torch.device | None:
+    """The first GPU on which a parameter lies; a look that costs nothing, and so not at all that could hold one."""
+    for item in state.values():
+        found: Iterable[torch.Tensor] = ()
+        if isinstance(item, torch.nn.Module):
+            found = item.parameters()
+        elif isinstance(item, torch.optim.Optimizer):
+            found = (parameter for group in item.param_groups for parameter in group["params"])
+        for tensor in found:
+            if tensor.device.type == "cuda":
+                return tensor.device
+    return None
 
 
 def restore_into(

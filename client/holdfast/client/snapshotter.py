@@ -34,7 +34,7 @@ from holdfast.client.errors import (
 from holdfast.client.laps import Laps
 from holdfast.client.link import socket_path
 from holdfast.client.ranks import Ranks
-from holdfast.client.restore import restore_into
+from holdfast.client.restore import gpu_of, restore_into
 from holdfast.client.session import RankPlan
 from holdfast.client.shard import ShardLayout
 from holdfast.client.stager import Marks, Stager
@@ -241,6 +241,7 @@ class Snapshotter:
         """Bring this rank's shard into the state; digests are compared by the daemon first, or here just before use."""
         assert self._attempt is not None
         request = messages.OpenShard(self._job, self._attempt, snapshot, self._ranks.rank, verify)
+        self._stager.use_gpu(gpu_of(self._state))
         opened, image = self._stager.submit(
             lambda: self._stager.open_shard(request, patience_s=RESTORE_PATIENCE_S)
         ).result()

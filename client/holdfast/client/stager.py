@@ -254,7 +254,10 @@ class Stager:
                 raise RefusedError(denied.text, exit_code=denied.exit_code, retry=denied.retry)
             opened = session.opened
             assert opened is not None
-            return opened, self._mapped(opened.job, opened.slot, opened.generation).toreadonly()
+            view = self._mapped(opened.job, opened.slot, opened.generation)
+            if self._gpu is not None:
+                self._register(self.link, opened.job)
+            return opened, view.toreadonly()
 
     def _await_shard(self, patience_s: float) -> bool:
         session = self.link.session
@@ -392,8 +395,9 @@ class Stager:
         self._gpu = gpu
 
     def _register(self, link: Link, job: str) -> None:
-        """Register what was mapped since the last look: once per attach, not per snapshot."""
+        """Make ready what was mapped since the last look: once per attach, not per snapshot."""
         if self._gpu is None:
+            link.populate(job)
             return
         mapped = link.mapped(job)
         for key in [key for key in self._registered if key not in mapped]:
