@@ -14,7 +14,7 @@ from holdfast.protocol.layout import Layout
 from holdfast.protocol.trace import AskTrace, TraceAnswer
 from msgspec import Meta
 
-ShardDigests = Annotated[bytes, Meta(max_length=limits.SHARD_DIGESTS_MAX * 8)]
+ShardDigests = Annotated[bytes, Meta(max_length=limits.SHARD_DIGESTS_COUNT_MAX * 8)]
 
 # --- trainers and commands to their daemon ---------------------------------------------------------------------------
 

@@ -91,12 +91,12 @@ TRACE_ASKS_COUNT_MAX = 256  # such questions open on one node
 CLIENT_COUNT_MAX = 256  # trainers and commands attached to one daemon
 CLIENT_HELLO_S = 5.0  # a connection that has not introduced itself for so long is closed
 
-SHARD_DIGESTS_MAX = 1 << 16  # of a shard that its reader verifies; the daemon verifies larger ones
+SHARD_DIGESTS_COUNT_MAX = 1 << 16  # of a shard that its reader verifies; the daemon verifies larger ones
 
 LEDGER_BYTES = 8 << 20  # room for one copy of the ledger; two copies are held
 
 assert AGE_S_MAX * 2 < TIME_S_MAX
-assert SHARD_DIGESTS_MAX * 8 < CONTROL_FRAME_BYTES_MAX
+assert SHARD_DIGESTS_COUNT_MAX * 8 < CONTROL_FRAME_BYTES_MAX
 assert CHUNK_BYTES_MIN < CHUNK_BYTES_MAX
 assert DIGESTS_PER_MESSAGE_MAX * 8 < CONTROL_FRAME_BYTES_MAX
 assert WORLD_SIZE_MAX * 16 < CONTROL_FRAME_BYTES_MAX < LEDGER_BYTES

@@ -75,7 +75,7 @@ class Shards:
         slot = self.job.slot_of(opening.request.snapshot)
         if slot is not None and (slot.phase in COMPLETE or self._is_there(slot, opening)):
             count = self._chunks(self._layout_of(slot), opening.request.role)[1]
-            if opening.request.verify or count > limits.SHARD_DIGESTS_MAX:
+            if opening.request.verify or count > limits.SHARD_DIGESTS_COUNT_MAX:
                 self._verify(slot, opening)
             else:
                 self._give(slot, opening, self._digests(slot, opening))
