@@ -12,6 +12,7 @@ import warnings
 import weakref
 from collections.abc import Iterable, Mapping
 from concurrent.futures import TimeoutError as FutureTimeoutError
+from concurrent.futures import wait as wait_for
 from time import monotonic
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -154,7 +155,7 @@ class Snapshotter:
         if lead.snapshot is None:
             self._attempt = lead.attempt or None
             if self._attempt is not None and all(part.settled for part in parts):
-                self._plan_early(0)
+                self._plan_early(0, wait=True)
             if problems:
                 self._fault(DaemonUnreachableError("training runs on, unprotected: " + "; ".join(problems[:4])))
             return None
@@ -373,10 +374,12 @@ class Snapshotter:
         self._plan, self._layout = proposal.plan, proposal.layout
         return True
 
-    def _plan_early(self, step: int) -> None:
-        """Have memory made while training begins. The first `step` waits for it, and asks again if it is refused."""
+    def _plan_early(self, step: int, *, wait: bool = False) -> None:
+        """Have memory made now or while training begins. The first `step` needs it, and asks again if it is refused."""
         with contextlib.suppress(DaemonUnreachableError):
             self._proposal = self._propose(step)
+        if wait and self._proposal is not None:
+            wait_for([self._proposal.ready])
         self._next_plan_step = 0
 
     def _unprotected(self, step: int, problem: str) -> None:
