@@ -266,7 +266,10 @@ class Cluster:
             # Padding is nobody's bytes: what rots there is digested and coded with the next snapshot as it is.
             data_bytes = slot.geometry.layout.image_bytes(node)
             pieces = [(held.data, data_bytes), (held.parity, len(held.parity))]
-            piece, size = self.world.random.choice([(piece, size) for piece, size in pieces if size])
+            pieces = [(piece, size) for piece, size in pieces if size]
+            if not pieces:  # its image is padding alone
+                continue
+            piece, size = self.world.random.choice(pieces)
             place = self.world.random.randrange(size)
             self._fault(f"a byte of {newest} of {job.shape.name} rots on n{node}")
             piece[place] ^= 1 << self.world.random.randrange(8)

@@ -296,6 +296,7 @@ class RestoreDecided(Message, frozen=True):
     snapshot: SnapshotId | None
     layout: Layout | None  # of the snapshot, or None if nothing is committed
     problem: Text = ""  # not empty: something is committed, and it can't be recovered
+    asker: NodeNumber | None = None  # on whose node the rank asked
 
 
 class ReadChunk(Message, frozen=True):

@@ -124,6 +124,16 @@ class Collector:
         self.queries.append(Query(job, request, asker, now_ns, deadline_ns, told_ns=now_ns, fresh=fresh))
         self.ctx.tell_all(messages.ReportWanted(request, job))
 
+    def answered_elsewhere(self, job: str, asker: int, request: int) -> None:
+        """Another collector has answered: what this asker asked before, and may arrive yet, a dead rank asked."""
+        if asker >= len(self.ctx.config.nodes):
+            return
+        number = self.peers.incarnation_of(asker), request
+        if self._is_news(job, asker, number):
+            self.newest[job, asker] = number
+            self.queries = [q for q in self.queries if (q.job, q.asker) != (job, asker)]
+            self.waits_for.clear()
+
     def _is_news(self, job: str, asker: int, number: tuple[int, int]) -> bool:
         return number > self.newest.get((job, asker), (0, 0))
 

@@ -160,7 +160,9 @@ class Job:
         if held is not None and held.layout_id is not None:
             self.committed_layout_id = held.layout_id
         elif snapshot is not None and snapshot.attempt == self.attempt:
-            self.committed_layout_id = self.current
+            # One of an earlier plan has another: the others' heartbeats tell which.
+            of_this_plan = self.layout is not None and snapshot.step >= self.layout.first_step
+            self.committed_layout_id = self.current if of_this_plan else None
         elif snapshot is None:
             self.committed_layout_id = None
 

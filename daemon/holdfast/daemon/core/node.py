@@ -173,8 +173,8 @@ class Node:
             self.peer_side.flight_lost(node, restarted=False)
         for parts in self.registry:
             parts.protect.tick()
-            if parts.rebuild.slot is not None and parts.rebuild.snapshot != parts.job.committed:
-                parts.rebuild.cancel("a newer snapshot is committed")
+            if parts.rebuild.is_outdated:
+                parts.rebuild.cancel("another snapshot is committed, or it has another layout")
             parts.rebuild.tick()
             parts.reprotect.tick()
             parts.shards.tick()

@@ -89,6 +89,15 @@ class Rebuild:
         return self.word == "running"
 
     @property
+    def is_outdated(self) -> bool:
+        """Whether the slot is not what this node lacks of the newest commit."""
+        slot, job = self.slot, self.job
+        if slot is None:
+            return False
+        known = job.committed_layout_id is not None
+        return self.snapshot != job.committed or (known and slot.layout_id != job.committed_layout_id)
+
+    @property
     def done_chunks(self) -> int:
         """Chunks that are in their place and right."""
         return len(self.done)

@@ -5,6 +5,7 @@ Covers the conversation. What is decided, and from what, is in `Collector`.
 
 from dataclasses import dataclass, field
 
+import msgspec
 from holdfast.daemon.core import report
 from holdfast.daemon.core.collector import Collector
 from holdfast.daemon.core.context import Context
@@ -71,11 +72,15 @@ class Restoring:
             if decided is None:
                 continue
             self.collector.queries.remove(query)
+            decided = msgspec.structs.replace(decided, asker=query.asker)
             self.ctx.tell_all(decided)
-            self.decided(decided, asker=query.asker)
+            self.decided(decided, here=True)
 
-    def decided(self, decided: messages.RestoreDecided, asker: int | None = None) -> None:
-        """The collector has decided: begin the attempt here, and answer the rank if it asked here."""
+    def decided(self, decided: messages.RestoreDecided, *, here: bool = False) -> None:
+        """The collector has decided: begin the attempt here, and answer the rank if it asked here.
+
+        `here`: this node is the collector, and knows what it refused and how long it heard.
+        """
         if self.registry.is_forgotten(decided.job, decided.attempt) and not decided.problem:
             return
         if decided.problem:
@@ -83,12 +88,13 @@ class Restoring:
         else:
             parts = self.registry.obtain(decided.job)
             if parts is not None:
+                if decided.asker is not None and not here:
+                    self.collector.answered_elsewhere(decided.job, decided.asker, decided.request)
                 layout_id = parts.job.learn_layout(decided.layout) if decided.layout is not None else None
                 parts.job.begin_attempt(decided.attempt, decided.snapshot)
                 if parts.job.committed == decided.snapshot:
                     parts.job.committed_layout_id = layout_id
                 if decided.snapshot is not None and parts.job.attempt == decided.attempt:
-                    here = asker is not None  # only the collector knows what it refused, and how long it heard
                     self.records.decided(
                         parts,
                         decided.snapshot,
@@ -96,7 +102,7 @@ class Restoring:
                         refused=self.collector.refused.get(decided.job, ()) if here else (),
                         heard_s=self.collector.heard_s.get(decided.job, 0.0) if here else 0.0,
                     )
-        if asker not in {None, self.ctx.node}:
+        if decided.asker not in {None, self.ctx.node}:
             return
         if decided.request not in self.asking or self.asking[decided.request][1].job != decided.job:
             return
