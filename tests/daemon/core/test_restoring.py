@@ -1,23 +1,12 @@
 """A job that comes back for the same step again and again is told so."""
 
 from holdfast.protocol import limits, messages
-from sim.cluster import Cluster, ClusterShape
-from sim.network import NetworkFaults
-from sim.ranks import JobShape
+from sim.calm import calm
 
 
 def test_the_third_life_from_one_step_is_told_so_and_a_commit_ends_that() -> None:
-    shape = ClusterShape(
-        node_count=2,
-        parity=1,
-        group_size=2,
-        jobs=(JobShape("a", ((0, 100), (1, 65)), step_s=1.0),),
-        network=NetworkFaults(delay_s=0.001, delay_s_max=0.001),
-    )
-    cluster = Cluster(1, shape)
-    cluster.start()
+    cluster = calm(100, 65)
     job, world = cluster.jobs[0], cluster.world
-    assert world.run_until(lambda: job.committed is not None, deadline_s=60.0)
     job.stopped = True
     job.kill("it ends")
     world.run_until(lambda: False, deadline_s=world.now_s + 3.0)
@@ -38,17 +27,8 @@ def test_the_third_life_from_one_step_is_told_so_and_a_commit_ends_that() -> Non
 
 
 def test_who_begins_anew_is_not_held_up_by_what_can_not_be_recovered() -> None:
-    shape = ClusterShape(
-        node_count=3,
-        parity=1,
-        group_size=3,
-        jobs=(JobShape("a", ((0, 100), (1, 65), (2, 65)), step_s=1.0),),
-        network=NetworkFaults(delay_s=0.001, delay_s_max=0.001),
-    )
-    cluster = Cluster(1, shape)
-    cluster.start()
+    cluster = calm(100, 65, 65)
     job, world = cluster.jobs[0], cluster.world
-    assert world.run_until(lambda: job.committed is not None, deadline_s=60.0)
     job.stopped = True
     job.kill("it ends")
     for node in (1, 2):
@@ -66,17 +46,8 @@ def test_who_begins_anew_is_not_held_up_by_what_can_not_be_recovered() -> None:
 
 
 def test_who_begins_anew_while_nodes_are_not_heard_leaves_what_they_hold_to_the_next_life() -> None:
-    shape = ClusterShape(
-        node_count=3,
-        parity=1,
-        group_size=3,
-        jobs=(JobShape("a", ((0, 100), (1, 65), (2, 65)), step_s=1.0),),
-        network=NetworkFaults(delay_s=0.001, delay_s_max=0.001),
-    )
-    cluster = Cluster(1, shape)
-    cluster.start()
+    cluster = calm(100, 65, 65)
     job, world = cluster.jobs[0], cluster.world
-    assert world.run_until(lambda: job.committed is not None, deadline_s=60.0)
     job.stopped = True
     job.kill("it ends")
     world.run_until(lambda: False, deadline_s=world.now_s + 3.0)  # what was under way is committed or given up
@@ -90,3 +61,24 @@ def test_who_begins_anew_while_nodes_are_not_heard_leaves_what_they_hold_to_the_
     assert world.run_until(lambda: bool(heard), deadline_s=world.now_s + 20.0)
     assert isinstance(heard[0], messages.RestoreAnswer)
     assert (heard[0].problem, heard[0].snapshot) == ("", job.committed)
+
+
+def test_a_job_that_only_one_node_remembers_to_have_been_forgotten_lives_there_again() -> None:
+    cluster = calm(100, 65, 65)
+    job, world = cluster.jobs[0], cluster.world
+    job.stopped = True
+    job.kill("it ends")
+    cluster.truth.forget("a")
+    cluster.command(0, messages.AskForget("a"))
+    workers = [machine.worker for machine in cluster.machines]
+    assert world.run_until(lambda: all(w and "a" not in w.node.jobs for w in workers), deadline_s=world.now_s + 20.0)
+    for node in (0, 1):  # what was forgotten is in no ledger
+        cluster.machines[node].crash_worker()
+        cluster.machines[node].boot()
+    world.run_until(lambda: False, deadline_s=world.now_s + 5.0)
+    heard = cluster.command(0, messages.AskRestore("a"))
+    assert world.run_until(lambda: bool(heard), deadline_s=world.now_s + 20.0)
+    assert isinstance(heard[0], messages.RestoreAnswer)
+    remembering = cluster.machines[2].worker
+    assert remembering is not None
+    assert world.run_until(lambda: "a" in remembering.node.jobs, deadline_s=world.now_s + 5.0)

@@ -3,27 +3,11 @@
 import pytest
 from holdfast.daemon.core import resume
 from holdfast.daemon.core.ledger import JobRecord, decode_ledger
-from sim.cluster import Cluster, ClusterShape
-from sim.network import NetworkFaults
-from sim.ranks import JobShape
-
-
-def pair() -> Cluster:
-    shape = ClusterShape(
-        node_count=2,
-        parity=1,
-        group_size=2,
-        jobs=(JobShape("a", ((0, 100), (1, 65)), step_s=1.0),),
-        network=NetworkFaults(delay_s=0.001, delay_s_max=0.001),
-    )
-    cluster = Cluster(2, shape)
-    cluster.start()
-    assert cluster.world.run_until(lambda: cluster.jobs[0].committed is not None, deadline_s=60.0)
-    return cluster
+from sim.calm import calm
 
 
 def test_all_that_a_record_tells_is_looked_at_for_changes() -> None:
-    cluster = pair()
+    cluster = calm(100, 65, seed=2)
     worker = cluster.machines[0].worker
     assert worker is not None
     registry, peers = worker.node.registry, worker.node.peers
@@ -36,7 +20,7 @@ def test_all_that_a_record_tells_is_looked_at_for_changes() -> None:
 def test_a_restarted_worker_still_refuses_who_was_superseded_before_it_restarted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    cluster = pair()
+    cluster = calm(100, 65, seed=2)
     survivor, lost = cluster.machines
     job, world = cluster.jobs[0], cluster.world
     job.stopped = True

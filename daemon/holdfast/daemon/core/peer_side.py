@@ -118,7 +118,7 @@ class PeerSide:
                 self.restoring.answer()  # this may have been the last node that a question waited for
             case messages.ReportWanted(_, job):
                 self.registry.pause_commits(job)
-                self.ctx.tell(node, self.registry.heartbeat())
+                self.ctx.tell(node, self.registry.heartbeat(job))
             case messages.RestoreAsked(job, request, begin_fresh):
                 self.registry.pause_commits(job)
                 self.collector.ask(job, request, node, fresh=begin_fresh)

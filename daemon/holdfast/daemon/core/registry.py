@@ -68,8 +68,11 @@ class Registry:
         slot = parts.job.find(memory) if parts is not None else None
         return parts if slot is not None and snapshot in {None, slot.snapshot} else None
 
-    def heartbeat(self) -> messages.Heartbeat:
-        """What this node says of itself."""
+    def heartbeat(self, asked: str | None = None) -> messages.Heartbeat:
+        """What this node says of itself; to who wants to know what job `asked` restores, also that it was forgotten.
+
+        Else the job's next attempt might get a number that this node takes for one of those that are over.
+        """
         reports = [
             structs.replace(
                 report.job_report(parts.job, parts.rebuild, parts.healing.drill.shown()),
@@ -77,6 +80,9 @@ class Registry:
             )
             for parts in self
         ]
+        if asked is not None and asked in self.forgotten and asked not in self.table:
+            over = self.forgotten[asked]
+            reports.append(messages.JobReport(asked, over, None, 0, None, None, held=(), open=(), paused=True))
         return report.heartbeat(self.ctx, self.arena, self.peers, reports)
 
     def status(self) -> dict[str, object]:
