@@ -226,14 +226,16 @@ class Snapshotter:
         return welcome
 
     def _restore_shard(self, snapshot: SnapshotId, clock: Laps) -> Exception | None:
+        left = ""
         try:
             try:
                 self._copy_shard(snapshot, clock, verify=False)
             except RottenShardError as error:
+                left = "; the live state may be overwritten in part: build it anew"
                 log.warning("rank %d: %s; the daemon is asked to repair it", self._ranks.rank, error)
                 self._copy_shard(snapshot, clock, verify=True)
         except RefusedError as error:
-            return NotRecoverableError(str(error))
+            return NotRecoverableError(f"{error}{left}")
         except (HoldfastError, ShardError) as error:
             return error
         return None
