@@ -375,7 +375,7 @@ def test_rot_where_there_is_no_parity_is_refused(make_cluster: MakeCluster) -> N
     trainer.commit(0)
     trainer.snapshotter.close()
     flip_byte(cluster.worker(0), "holdfast-data")
-    with pytest.raises(NotRecoverableError, match="digest.*may be overwritten in part"):
+    with pytest.raises(NotRecoverableError, match=r"digest.*may be overwritten in part"):
         Trainer(cluster, "job").restore()
 
 
