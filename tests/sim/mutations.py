@@ -16,7 +16,6 @@ from holdfast.daemon.core.job import Job
 from holdfast.daemon.core.ledger import LedgerRecord
 from holdfast.daemon.core.memory import Memory
 from holdfast.daemon.core.node import Node
-from holdfast.daemon.core.openings import Openings
 from holdfast.daemon.core.peers import Peers
 from holdfast.daemon.core.protect import Protect
 from holdfast.daemon.core.registry import JobParts, Registry
@@ -205,18 +204,6 @@ def count_a_duplicate_twice(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Protect, "_encode_if_whole", with_what_is_there)
 
 
-def give_a_slot_under_a_writer(patch: pytest.MonkeyPatch) -> None:
-    """A snapshot that was given up leaves its slot to the next one while a rank may still write into it."""
-    open_slot = Openings._open
-
-    def careless(self: Openings, snapshot: SnapshotId) -> Slot | None:
-        for slot in self.job.slots:
-            slot.writing.clear()
-        return open_slot(self, snapshot)
-
-    patch.setattr(Openings, "_open", careless)
-
-
 def accept_an_old_epoch(patch: pytest.MonkeyPatch) -> None:
     """Whatever epoch a frame is of, it is taken for one of this."""
     decode = frames.decode_peer
@@ -259,23 +246,14 @@ def believe_what_was_forgotten(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Registry, "is_forgotten", lambda *_: False)
 
 
-def deny_in_a_predecessors_name(patch: pytest.MonkeyPatch) -> None:
-    """A replacement denies at once what the node before it may have stated."""
-    patch.setattr(Job, "may_be_stated", lambda *_: False)
-
-
 def decide_on_an_old_word(patch: pytest.MonkeyPatch) -> None:
     """What to restore is decided although a node that lives was not heard, which commits something newer meanwhile."""
     patch.setattr(Collector, "_is_unheard", lambda *_: False)
 
 
-def answer_an_old_question(patch: pytest.MonkeyPatch) -> None:
-    """A question that arrives again after a newer one was answered begins another attempt."""
-
-    def is_another(self: Collector, job: str, asker: int, number: tuple[int, int]) -> bool:
-        return number != self.newest.get((job, asker))
-
-    patch.setattr(Collector, "_is_news", is_another)
+def answer_a_dead_ranks_question(patch: pytest.MonkeyPatch) -> None:
+    """A question of an earlier life, late at a collector that is slow, begins an attempt although a later one lives."""
+    patch.setattr(Collector, "answered_elsewhere", lambda *_: None)
 
 
 def forget_who_was_superseded(patch: pytest.MonkeyPatch) -> None:
@@ -361,6 +339,10 @@ CAUGHT_BY: tuple[tuple[Mutation, str, int], ...] = (
     (count_a_duplicate_twice, "everything", 0),
     (seal_without_one_role, "losses", 1),
     (accept_an_old_epoch, "few", 1),
+    (write_the_ledger_last, "few", 1),
+    (accept_an_old_incarnation, "strays", 0),
+    (write_the_digests_last, "crashes", 1),
+    (believe_what_was_forgotten, "beyond", 5),
     (free_the_estate_before_the_next_is_whole, "long", 2),
     (free_the_estate_when_its_nodes_are_heard, "long", 0),
     (count_parts_of_another_estate, "long", 2),
@@ -369,4 +351,5 @@ CAUGHT_BY: tuple[tuple[Mutation, str, int], ...] = (
     (believe_a_part_of_a_sum, "long", 0),
     (decide_on_an_old_word, "restarts", 42),
     (forget_who_was_superseded, "reads", 1001154),
+    (answer_a_dead_ranks_question, "restarts", 9500090),
 )

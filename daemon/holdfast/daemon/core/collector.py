@@ -131,8 +131,8 @@ class Collector:
         number = self.peers.incarnation_of(asker), request
         if self._is_news(job, asker, number):
             self.newest[job, asker] = number
-            self.queries = [q for q in self.queries if (q.job, q.asker) != (job, asker)]
-            self.waits_for.clear()
+        self.queries = [q for q in self.queries if (q.job, q.asker) != (job, asker) or q.request > request]
+        self.waits_for.clear()
 
     def _is_news(self, job: str, asker: int, number: tuple[int, int]) -> bool:
         return number > self.newest.get((job, asker), (0, 0))
