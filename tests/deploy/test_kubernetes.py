@@ -1,10 +1,10 @@
 """The manifests are what Kubernetes takes, and promise what the daemon and the command line have."""
 
-import importlib.util
 import re
 from pathlib import Path
 from typing import Any
 
+import kubernetes_validate
 import pytest
 import yaml
 from holdfast.cli.main import VERBS, main
@@ -12,6 +12,7 @@ from holdfast.daemon.shell.door import Door
 from holdfast.protocol.config import parse_config
 from holdfast.protocol.settings import read_size, split_address
 from holdfast.protocol.trust import SECRET_MODE_REFUSED, refuse_exposure
+from kubeflow_trainer_api.models.jobset_v1alpha2_job_set import JobsetV1alpha2JobSet
 
 FOLDER = Path(__file__).parents[2] / "deploy" / "kubernetes"
 DAEMON_BYTES_MIN = 256 << 20  # beside the arena: the worker, the keeper, chunks on their way
@@ -117,11 +118,21 @@ def test_the_image_has_no_torch_and_the_fast_kernel() -> None:
     assert "import holdfast.coding._native" in text
 
 
-@pytest.mark.skipif(importlib.util.find_spec("kubernetes_validate") is None, reason="pip install kubernetes-validate")
-def test_the_schema_takes_them() -> None:
-    kubernetes_validate = importlib.import_module("kubernetes_validate")
+@pytest.mark.parametrize("version", ["1.31", kubernetes_validate.latest_version()])
+def test_the_schema_of_kubernetes_takes_them(version: str) -> None:
     for one in manifests("holdfast.yaml").values():
-        kubernetes_validate.validate(one, "1.31", strict=True)
+        kubernetes_validate.validate(one, version, strict=True)
     job = manifests("train.yaml")["JobSet"]["spec"]["replicatedJobs"][0]["template"]
     plain = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "ranks"}, **job}
-    kubernetes_validate.validate(plain, "1.31", strict=True)
+    kubernetes_validate.validate(plain, version, strict=True)
+    plain["spec"]["template"]["spec"]["restartPolicies"] = "Never"
+    with pytest.raises(kubernetes_validate.ValidationError, match="restartPolicies"):
+        kubernetes_validate.validate(plain, version, strict=True)
+
+
+def test_the_schema_of_jobset_takes_the_training_job() -> None:
+    # The models are generated from JobSet's own schema. They drop what they don't know: all must come back.
+    job = manifests("train.yaml")["JobSet"]
+    assert JobsetV1alpha2JobSet.from_dict(job).to_dict() == job
+    job["spec"]["failurePolicy"]["maxRestart"] = 1
+    assert JobsetV1alpha2JobSet.from_dict(job).to_dict() != job
