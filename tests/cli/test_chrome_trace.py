@@ -4,6 +4,7 @@
 """
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from holdfast.cli.chrome_trace import Remembered, chrome_trace, summary
 from holdfast.cli.clocks import Offset
 from holdfast.protocol.ids import SnapshotId
 from holdfast.protocol.trace import NodeTrace, Span
+from trace_format import check_trace
 
 GOLDEN = Path(__file__).parent / "golden" / "trace.json"
 SEVEN, EIGHT = SnapshotId(1, 7), SnapshotId(1, 8)
@@ -45,10 +47,20 @@ def test_the_trace_is_written_as_it_was(request: pytest.FixtureRequest) -> None:
     assert written + "\n" == GOLDEN.read_text(encoding="utf-8")
 
 
+def test_it_is_what_viewers_open() -> None:
+    whole = chrome_trace(cluster(), cluster="lab", missing={})
+    check_trace(whole)
+    spans = [event for event in whole["traceEvents"] if event["ph"] == "X"]
+    for wrong in ({"pid": 0}, {"ts": -1.0}, {"ts": math.nan}, {"tid": 7}, {"ts": spans[4]["ts"] - 1, "dur": 2}):
+        broken = {**whole, "traceEvents": [*whole["traceEvents"], {**spans[4], **wrong}]}
+        with pytest.raises((AssertionError, ValueError)):
+            check_trace(broken)
+
+
 def test_what_happened_at_the_same_time_stands_at_the_same_time() -> None:
     traced = chrome_trace(cluster(), cluster="lab", missing={})["traceEvents"]
     starts = {(event["pid"], event["name"]): event["ts"] for event in traced if event["ph"] == "X"}
-    assert starts[0, "stage 7"] == starts[1, "stage 7"] == 1000.0
+    assert starts[1, "stage 7"] == starts[2, "stage 7"] == 1000.0
     assert min(starts.values()) == 0
 
 
@@ -60,8 +72,8 @@ def test_a_thread_holds_one_span_at_a_time() -> None:
         assert event["ts"] >= ends.get(thread, 0)
         ends[thread] = event["ts"] + event["dur"]
     names = [(event["pid"], event["args"]["name"]) for event in traced if event["name"] == "thread_name"]
-    assert names.count((0, "protect")) == 2, "two snapshots were protected at once"
-    assert names.count((0, "rank 0")) == 1
+    assert names.count((1, "protect")) == 2, "two snapshots were protected at once"
+    assert names.count((1, "rank 0")) == 1
 
 
 def test_nothing_remembered_is_a_trace_as_well() -> None:

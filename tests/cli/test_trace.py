@@ -54,7 +54,7 @@ def test_the_trace_goes_to_stdout_and_what_there_is_to_say_to_stderr(
     told = capsys.readouterr()
     shown = json.loads(told.out)
     assert (shown["schema"], shown["otherData"]["missing"]) == ("holdfast.trace/1", {"b": "nothing is heard from it"})
-    assert {event["pid"] for event in shown["traceEvents"]} == {0, 2}
+    assert {event["pid"] for event in shown["traceEvents"]} == {1, 3}
     assert "2 of 3 nodes" in told.err
     assert "missing: b: nothing is heard from it" in told.err
     assert FakeDaemon.asked == [

@@ -10,6 +10,7 @@ from typing import Any
 from holdfast.cli.link import Daemon
 from holdfast.cli.trace import collect
 from local_cluster import LocalCluster, job_row
+from trace_format import check_trace
 from trace_ranks import train
 from worlds import run_world
 
@@ -21,6 +22,7 @@ def traced(cluster: LocalCluster, *words: str) -> dict[str, Any]:
     done = cluster.command("trace", *words)
     assert done.returncode == 0, done.stderr
     shown: dict[str, Any] = json.loads(done.stdout)
+    check_trace(shown)
     for name in shown["otherData"]["missing"]:
         assert f"missing: {name}" in done.stderr
     return shown
@@ -41,7 +43,7 @@ def spans(shown: dict[str, Any], *, step: int) -> dict[tuple[int, str], Seen]:
     for event in shown["traceEvents"]:
         if event["ph"] == "X" and event["args"].get("step") == step:
             start_us, end_us = event["ts"], event["ts"] + event["dur"]
-            found[event["pid"], event["cat"]] = Seen(round(start_us * 1000), round(end_us * 1000), event["args"])
+            found[event["pid"] - 1, event["cat"]] = Seen(round(start_us * 1000), round(end_us * 1000), event["args"])
     return found
 
 

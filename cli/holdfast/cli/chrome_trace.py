@@ -14,6 +14,7 @@ from holdfast.protocol.trace import STAGES, NodeTrace, Span
 
 SCHEMA = "holdfast.trace/1"
 _ROWS = list(STAGES)  # the order of a node's own threads; before them come those of its ranks
+_PID_FIRST = 1  # of node 0; viewers take process 0 for the kernel's idle threads
 _LANES_MAX = 100  # threads under one name; more snapshots at once than there can be slots
 
 
@@ -99,14 +100,14 @@ def _complete(span: Span, node: int, thread: int, zero_ns: int) -> dict[str, Any
         "ph": "X",
         "ts": (span.start_ns - zero_ns) / 1000,
         "dur": (span.end_ns - span.start_ns) / 1000,
-        "pid": node,
+        "pid": _PID_FIRST + node,
         "tid": thread,
         "args": about,
     }
 
 
 def _meta(kind: str, node: int, thread: int, **about: object) -> dict[str, Any]:
-    return {"name": kind, "ph": "M", "pid": node, "tid": thread, "args": about}
+    return {"name": kind, "ph": "M", "pid": _PID_FIRST + node, "tid": thread, "args": about}
 
 
 def summary(nodes: Sequence[Remembered], *, missing: Mapping[str, str], asked: Iterable[str]) -> str:
