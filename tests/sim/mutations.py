@@ -11,7 +11,8 @@ import msgspec
 import pytest
 from holdfast.daemon.core import actions, collector, fetch, mixing, reprotect, resume
 from holdfast.daemon.core.collector import Collector
-from holdfast.daemon.core.fetch import Fetch, Pursuit, Pursuits
+from holdfast.daemon.core.fetch import Fetch
+from holdfast.daemon.core.pursuits import Pursuit, Pursuits
 from holdfast.daemon.core.job import Job
 from holdfast.daemon.core.ledger import LedgerRecord
 from holdfast.daemon.core.memory import Memory

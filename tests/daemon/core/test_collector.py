@@ -51,6 +51,17 @@ def test_facts_of_snapshots_that_nobody_can_hold_are_not_kept() -> None:
     assert len(core.jobs["a"].job.openings.wanted) <= limits.SLOTS_COUNT_MAX
 
 
+def test_a_question_that_is_open_when_its_job_is_forgotten_counts_once() -> None:
+    core, tell = core_of(committed_cluster())
+    question = messages.RestoreAsked("a", 10**15, False)
+    tell(question)
+    core.collector.forget("a")
+    core.check()
+    started_ns = [query.started_ns for query in core.collector.queries]
+    tell(question)
+    assert started_ns == [query.started_ns for query in core.collector.queries] != []
+
+
 def test_an_attempt_after_which_none_can_be_numbered_is_told_as_a_problem() -> None:
     cluster = committed_cluster()
     job = cluster.jobs[0]

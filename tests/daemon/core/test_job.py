@@ -38,6 +38,7 @@ class Alone:
         self.node, self.now_ns = Node(ctx, started_ns=1), 1
         self.granted: list[tuple[int, int]] = []  # (step, slot)
         self.said: list[messages.DaemonMessage] = []  # to any client
+        self.slow: list[actions.Allocate] | None = None  # what the kernel is still making, if it takes its time
         self.node.start()
         for client in (1, 2):
             self.happens(events.ClientArrived(client, client))
@@ -50,7 +51,10 @@ class Alone:
         self.now_ns += 1_000_000
         for action in self.node.handle(event, self.now_ns):
             if isinstance(action, actions.Allocate):
-                self.happens(events.MemoryReady(action.memory))
+                if self.slow is not None:
+                    self.slow.append(action)
+                else:
+                    self.happens(events.MemoryReady(action.memory))
             if isinstance(action, actions.ReplyClient):
                 self.said.append(action.message)
             if isinstance(action, actions.ReplyClient) and isinstance(action.message, messages.Granted):
@@ -100,6 +104,25 @@ def test_it_is_used_again_when_the_rank_is_gone() -> None:
     alone.skip(1, 2)
     alone.begin(1, 3)
     assert alone.granted[4:] == [(3, 0)]
+
+
+def test_a_rank_that_has_no_place_in_a_layout_planned_while_it_waited_for_memory_is_told() -> None:
+    alone = Alone()
+    for client in (1, 2):
+        alone.happens(events.ClientGone(client))
+    alone.slow = []
+    for client, role, shards, version in ((3, 2, 3, 8), (4, 0, 1, 9)):
+        alone.happens(events.ClientArrived(client, client))
+        layout = Layout(tuple(ShardPlace(0, 5000 + version) for _ in range(shards)), 0, 1, version)
+        alone.says(client, messages.Plan("gpt", 1, role, layout))
+    alone.said.clear()
+    making = alone.slow
+    alone.slow = None
+    for order in making:
+        alone.happens(events.MemoryReady(order.memory))
+    denied, accepted = [said for said in alone.said if isinstance(said, messages.Denied | messages.PlanAccepted)]
+    assert "role 2 is not on this node in the layout that another rank planned" in getattr(denied, "text", "")
+    assert isinstance(accepted, messages.PlanAccepted)
 
 
 def test_a_plan_that_can_never_fit_is_refused_with_the_numbers_and_costs_no_closed_job() -> None:

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from holdfast.protocol import messages
+from holdfast.protocol.ids import SnapshotId
 from sim.cluster import Cluster, ClusterShape
 from sim.network import NetworkFaults
 from sim.ranks import JobShape
@@ -96,6 +98,40 @@ def node_loss_and_restore() -> str:
     return shown(cluster, first)
 
 
+def recover() -> str:
+    """An operator asks for a node that lost nothing, for one that is no node, then twice for the one that is back."""
+    cluster = small_cluster()
+    until(cluster, lambda: committed_step(cluster) == 1)
+    cluster.jobs[0].stopped = True
+    cluster.jobs[0].kill("its allocation ends")
+    cluster.lose_node(1, back_after_s=3.0)
+    first = len(cluster.world.transcript)
+    until(cluster, lambda: cluster.machines[1].worker is None)
+    until(cluster, lambda: cluster.machines[1].worker is not None)
+    until(cluster, lambda: cluster.machines[0].worker.node.peers.alive(1))
+    answers = [cluster.command(0, messages.AskRecover(name)) for name in ("n2", "nobody", "n1", None)]
+    until(cluster, lambda: all(answers) and cluster.machines[1].worker.node.jobs["a"].rebuild.word == "done")
+    return shown(cluster, first)
+
+
+def refused_attach() -> str:
+    """A rank of an earlier life, and one that runs elsewhere now, want shards that are not theirs to read."""
+    cluster = small_cluster()
+    until(cluster, lambda: committed_step(cluster) == 1)
+    committed = cluster.jobs[0].committed
+    assert committed is not None
+    cluster.jobs[0].stopped = True
+    cluster.jobs[0].kill("its allocation ends")
+    first = len(cluster.world.transcript)
+    early = SnapshotId(committed.attempt, committed.step - 1)
+    answers = [
+        cluster.command(0, messages.OpenShard("a", attempt, snapshot, role))
+        for attempt, snapshot, role in ((committed.attempt, early, 0), (committed.attempt, committed, 1))
+    ]
+    until(cluster, lambda: all(answers))
+    return shown(cluster, first)
+
+
 def refused_plan() -> str:
     cluster = small_cluster(budget_bytes=300)
     until(cluster, lambda: len(cluster.jobs[0].board.get(("planned", 1), {})) == 2)
@@ -104,7 +140,15 @@ def refused_plan() -> str:
 
 @pytest.mark.parametrize(
     "conversation",
-    [attach_and_plan, stage_protect_commit_release, worker_restart, node_loss_and_restore, refused_plan],
+    [
+        attach_and_plan,
+        stage_protect_commit_release,
+        worker_restart,
+        node_loss_and_restore,
+        recover,
+        refused_attach,
+        refused_plan,
+    ],
     ids=lambda conversation: conversation.__name__,
 )
 def test_a_conversation_is_as_it_was(conversation: Callable[[], str], request: pytest.FixtureRequest) -> None:

@@ -106,7 +106,8 @@ class Collector:
         """Nothing of this job matters any more."""
         self.cadences.forget(job)
         self.facts.pop(job, None)
-        self.newest = {key: value for key, value in self.newest.items() if key[0] != job}
+        open_ones = {(query.job, query.asker) for query in self.queries}  # they are answered yet, and once
+        self.newest = {key: value for key, value in self.newest.items() if key[0] != job or key in open_ones}
 
     # --- restore ---
 
@@ -259,6 +260,14 @@ class Collector:
                     f"{len(lost) - geometry.parity_count} of them, or parity {len(lost)}"
                 )
         return ""
+
+    def check(self) -> None:
+        """Assert: facts only of what can be held, and one open question an asker, its newest."""
+        assert all(len(facts) <= limits.SLOTS_COUNT_MAX for facts in self.facts.values())
+        assert len(self.queries) <= limits.JOB_COUNT_MAX
+        assert len({(query.job, query.asker) for query in self.queries}) == len(self.queries)
+        for query in self.queries:
+            assert query.request <= self.newest[query.job, query.asker][1], "a newer question of this asker is known"
 
 
 def more_losses(

@@ -75,6 +75,11 @@ class Drill:
         age_s = (self.job.ctx.now_ns - self.ended_ns) / 1e9 if self.report.drills else 0.0
         return structs.replace(self.report, age_s=age_s, running=self.running)
 
+    def check(self) -> None:
+        """Assert: stripes are worked on only in a drill, and only what was asked for has come."""
+        assert self.running or (self.work is None and not self.todo)
+        assert self.work is None or self.work.arrived <= self.work.sources.keys()
+
     # --- begin and end ---
 
     def start(self, stripe_count: int, *, patient: bool = True) -> None:

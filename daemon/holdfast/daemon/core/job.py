@@ -258,6 +258,11 @@ class Job:
             del self.planning[client]
             layout = self.layout
             assert layout is not None
+            if plan.role not in layout.roles_on(self.ctx.node):
+                text = f"role {plan.role} is not on this node in the layout that another rank planned meanwhile"
+                self.writers.pop(client, None)
+                self.ctx.reply(client, messages.Denied("Plan", self.name, ExitCode.USAGE, text))
+                continue
             self.roles[plan.role] = client
             self.left_roles.discard(plan.role)
             self.ctx.reply(

@@ -16,13 +16,13 @@ from holdfast.daemon.core.client_side import ClientSide
 from holdfast.daemon.core.collector import Collector
 from holdfast.daemon.core.context import Context
 from holdfast.daemon.core.durable import Durable
-from holdfast.daemon.core.fetch import Pursuits
 from holdfast.daemon.core.ledger import LedgerRecord
 from holdfast.daemon.core.memory import ESTATE_SLOTS_FROM, READ_SLOTS_FROM, Memory
 from holdfast.daemon.core.offers import Offers
 from holdfast.daemon.core.peer_side import PeerSide
 from holdfast.daemon.core.peers import Peers
 from holdfast.daemon.core.protect import key_of
+from holdfast.daemon.core.pursuits import Pursuits
 from holdfast.daemon.core.ranges import Ranges
 from holdfast.daemon.core.record import Records
 from holdfast.daemon.core.registry import JobParts, Registry
@@ -161,9 +161,12 @@ class Node:
 
     def check(self) -> None:
         """Assert every invariant; tests and the simulator call this after each event."""
-        self.arena.check()
+        for machine in (self.arena, self.peers, self.collector, self.restoring, self.sums, self.pursuits):
+            machine.check()
+        self.offers.check()
+        self.ranges.check()
         for parts in self.registry:
-            parts.job.check()
+            parts.check()
 
     # --- time ---
 

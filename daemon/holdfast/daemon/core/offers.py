@@ -152,3 +152,7 @@ class Offers:
                 question.answer(None)
             elif self.ctx.now_ns >= question.again_ns:
                 self._send(request)
+
+    def check(self) -> None:
+        """Assert: nodes are asked to speak only for questions that are open."""
+        assert self.hearing <= self.to_answer.keys()

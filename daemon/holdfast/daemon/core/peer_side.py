@@ -10,10 +10,10 @@ from holdfast.daemon.core import events, serving
 from holdfast.daemon.core.asks import Asks
 from holdfast.daemon.core.collector import Collector
 from holdfast.daemon.core.context import Context
-from holdfast.daemon.core.fetch import Pursuits
 from holdfast.daemon.core.job import Job
 from holdfast.daemon.core.offers import Offers
 from holdfast.daemon.core.peers import Peers
+from holdfast.daemon.core.pursuits import Pursuits
 from holdfast.daemon.core.ranges import Ranges
 from holdfast.daemon.core.registry import Registry
 from holdfast.daemon.core.restoring import Restoring

@@ -192,3 +192,10 @@ class Peers:
         """What every other live node last said of a job."""
         found = {node: self.table[node].report(job) for node in self.table if self.alive(node)}
         return {node: report for node, report in found.items() if report is not None}
+
+    def check(self) -> None:
+        """Assert: who is down is not alive, what is heard has a holder, and both tables of incarnations agree."""
+        for node, peer in self.table.items():
+            assert peer.heard_ns is None or node not in self.ctx.down, node
+            assert peer.incarnation > 0 or (peer.heard_ns is None and peer.heartbeat is None), node
+            assert peer.incarnation == self.incarnations[node], node

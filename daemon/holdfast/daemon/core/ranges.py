@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 from holdfast.daemon.core.actions import Allocate, Free, GiveMemory
 from holdfast.daemon.core.arena import Arena
 from holdfast.daemon.core.context import Context
-from holdfast.daemon.core.fetch import Fetch, Pursuits
+from holdfast.daemon.core.fetch import Fetch
 from holdfast.daemon.core.held_estate import HeldEstate
 from holdfast.daemon.core.memory import READ_SLOTS_FROM, Memory, Sizes
 from holdfast.daemon.core.mixing import Goal
 from holdfast.daemon.core.offers import Offers
 from holdfast.daemon.core.peers import Peers
+from holdfast.daemon.core.pursuits import Pursuits
 from holdfast.daemon.core.registry import Registry
 from holdfast.daemon.core.slot import COMPLETE, Slot
 from holdfast.protocol import limits, messages
@@ -470,3 +471,10 @@ class Ranges:
                 self._want(found, found.fetch)
             else:
                 found.fetch.tick()
+
+    def check(self) -> None:
+        """Assert: a window serves one read at a time, and a read that is answered waits for nothing."""
+        used = [id(found.window) for found in self.open.values() if found.window is not None]
+        assert len(used) == len(set(used))
+        assert set(used) >= {id(window) for window in self.windows if window.used and not window.dropped}
+        assert all(found.left == 0 for found in self.open.values() if found.answered)

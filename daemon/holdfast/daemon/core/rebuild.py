@@ -16,11 +16,12 @@ from typing import Literal
 
 from holdfast.daemon.core.actions import StoreDigests, VerifyChunks
 from holdfast.daemon.core.collector import more_losses
-from holdfast.daemon.core.fetch import Fetch, Pursuits
+from holdfast.daemon.core.fetch import Fetch
 from holdfast.daemon.core.job import Job
 from holdfast.daemon.core.memory import Memory
 from holdfast.daemon.core.mixing import Goal
 from holdfast.daemon.core.peers import Peers
+from holdfast.daemon.core.pursuits import Pursuits
 from holdfast.daemon.core.slot import Phase, Slot
 from holdfast.protocol import limits, messages
 from holdfast.protocol.frames import unpack_digests
@@ -391,6 +392,17 @@ class Rebuild:
             self.received_bytes = self.fetch.received_bytes
             self.job.digest_failures += self.fetch.failures
             self.fetch.failures = 0
+
+    def check(self) -> None:
+        """Assert: each state has what it works with, and nothing of another."""
+        assert (self.fetch is not None) == (self.state is RebuildState.CHUNKS), self.state
+        assert not self.unverified or self.state is RebuildState.VERIFY, self.state
+        if self.state in {RebuildState.VERIFY, RebuildState.CHUNKS}:
+            assert self.slot is not None, self.state
+        if self.state in {RebuildState.IDLE, RebuildState.DONE}:
+            assert self.slot is None, self.state
+        if self.slot is not None and self.slot.snapshot is not None:
+            assert self.slot.snapshot == self.snapshot, (self.slot.snapshot, self.snapshot)
 
     def cancel(self, reason: str) -> None:
         """The snapshot is no longer worth rebuilding: a newer one is committed, or the attempt is over."""

@@ -12,12 +12,12 @@ from holdfast.daemon.core.arena import Arena
 from holdfast.daemon.core.collector import Collector
 from holdfast.daemon.core.context import Context
 from holdfast.daemon.core.durable import Durable
-from holdfast.daemon.core.fetch import Pursuits
 from holdfast.daemon.core.healing import Healing
 from holdfast.daemon.core.job import Job
 from holdfast.daemon.core.memory import Memory, sizes_of
 from holdfast.daemon.core.peers import Peers
 from holdfast.daemon.core.protect import Protect
+from holdfast.daemon.core.pursuits import Pursuits
 from holdfast.daemon.core.rebuild import Rebuild
 from holdfast.daemon.core.reprotect import Reprotect
 from holdfast.daemon.core.shards import Shards
@@ -37,6 +37,11 @@ class JobParts:
     shards: Shards
     healing: Healing
     reprotect: Reprotect
+
+    def check(self) -> None:
+        """Assert the invariants of each."""
+        for machine in (self.job, self.rebuild, self.healing.repair, self.healing.drill, self.reprotect):
+            machine.check()
 
 
 @dataclass(slots=True)

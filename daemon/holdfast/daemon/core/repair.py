@@ -242,6 +242,13 @@ class Repair:
                 self.todo[wanted] = digest
         self._next()
 
+    def check(self) -> None:
+        """Assert: what is to be repaired is shown as damaged, and waits in one place only."""
+        waiting = [*self.todo, *self.retry_ns, *([] if self.work is None else [self.work.wanted])]
+        assert len(waiting) == len(set(waiting)), waiting
+        assert self.job.health.damaged >= set(waiting)
+        assert self.work is None or self.work.arrived <= self.work.sources.keys()
+
     def _without(self, slot: Slot, node: int, reason: str) -> None:
         work = self.work
         assert work is not None

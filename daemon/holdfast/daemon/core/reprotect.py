@@ -13,12 +13,13 @@ needs the memory.
 from dataclasses import dataclass, field
 
 from holdfast.daemon.core.actions import Allocate, Free, StoreDigests
-from holdfast.daemon.core.fetch import Fetch, Pursuits
+from holdfast.daemon.core.fetch import Fetch
 from holdfast.daemon.core.held_estate import HeldEstate, estate_in, part_sizes
 from holdfast.daemon.core.job import Job
 from holdfast.daemon.core.memory import ESTATE_SLOTS_FROM, Memory
 from holdfast.daemon.core.mixing import Goal, KnownEstate, known_estates
 from holdfast.daemon.core.peers import Peers
+from holdfast.daemon.core.pursuits import Pursuits
 from holdfast.daemon.core.slot import COMPLETE, Slot
 from holdfast.protocol import limits
 from holdfast.protocol.estate_messages import EstateReport
@@ -357,3 +358,13 @@ class Reprotect:
             total_chunks=len(building.digests) if building is not None else 0,
             problem=self.problem[: limits.TEXT_CHARS_MAX],
         )
+
+    def check(self) -> None:
+        """Assert: one part for each estate, within the limit, and memory of a part is booked while it is wanted."""
+        held = [(estate.snapshot, estate.absent) for estate in self.job.estates]
+        assert len(held) == len(set(held)) <= limits.ESTATES_HELD_COUNT_MAX, held
+        building = self.building
+        if building is not None:
+            assert building.memory not in self.orphans
+            assert building.fetch is None or building.ready
+            assert (building.snapshot, building.absent) not in held

@@ -124,6 +124,10 @@ class Restoring:
             ),
         )
 
+    def check(self) -> None:
+        """Assert: a rank waits for the answer to one question of a job."""
+        assert len({(client, question.job) for client, question in self.asking.values()}) == len(self.asking)
+
     @staticmethod
     def _lives(decided: messages.RestoreDecided) -> int:
         """How many lives have begun from the chosen step, this one included; 0 if that is not known.

@@ -68,8 +68,11 @@ class Sums:
             if not order.gathers:
                 self._add(node, part)
                 continue
-            self.owed[key] = part
             frames = [(node, term.number) for term in order.gathers]
+            if len(set(frames)) < len(frames) or not self.awaited.keys().isdisjoint(frames):
+                self._fail(node, said.job, order.number, "what it is to gather has numbers that are taken")
+                continue
+            self.owed[key] = part
             self.awaited.update(dict.fromkeys(frames, key))
             for frame in frames:
                 if frame in self.early:
@@ -171,3 +174,10 @@ class Sums:
             if self.ctx.now_ns >= until_ns:
                 del self.early[key]
                 self.ctx.emit(DropFrames((key_of_sum(header),)))
+
+    def check(self) -> None:
+        """Assert: what is gathered belongs to a part that is owed, all of it, and a part that has all is not owed."""
+        frames = {(key[0], term.number): key for key, part in self.owed.items() for term in part.order.gathers}
+        assert self.awaited == frames
+        assert all(part.missing is not None for part in self.owed.values())
+        assert len(self.early) <= limits.SUMS_HELD_COUNT_MAX
