@@ -52,8 +52,10 @@ class Peers:
         """Take up which incarnations a predecessor had heard: an older holder of a slot isn't believed again."""
         for node, incarnation in enumerate(incarnations):
             if node in self.table:
-                self.table[node].incarnation = incarnation
-        self.incarnations = incarnations or self.incarnations
+                self.table[node].incarnation = max(incarnation, 0)
+        self.incarnations = tuple(
+            self.table[n].incarnation if n in self.table else 0 for n in range(len(self.incarnations))
+        )
 
     def start(self) -> None:
         """Dial the group; the collector's candidates follow as time shows who is silent."""
