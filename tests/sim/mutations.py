@@ -12,13 +12,13 @@ import pytest
 from holdfast.daemon.core import actions, collector, fetch, mixing, reprotect, resume
 from holdfast.daemon.core.collector import Collector
 from holdfast.daemon.core.fetch import Fetch
-from holdfast.daemon.core.pursuits import Pursuit, Pursuits
 from holdfast.daemon.core.job import Job
 from holdfast.daemon.core.ledger import LedgerRecord
 from holdfast.daemon.core.memory import Memory
 from holdfast.daemon.core.node import Node
 from holdfast.daemon.core.peers import Peers
 from holdfast.daemon.core.protect import Protect
+from holdfast.daemon.core.pursuits import Pursuit, Pursuits
 from holdfast.daemon.core.registry import JobParts, Registry
 from holdfast.daemon.core.reprotect import Reprotect
 from holdfast.daemon.core.slot import Phase, Slot

@@ -40,5 +40,5 @@ def test_the_same_seed_plays_the_same_run() -> None:
 @pytest.mark.parametrize(("mutation", "profile", "seed"), CAUGHT_BY, ids=lambda value: getattr(value, "__name__", None))
 def test_a_broken_rule_is_caught(mutation: Mutation, profile: str, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     mutation(monkeypatch)
-    with pytest.raises(ScenarioError, match="broken promise|crash: AssertionError"):  # the latter: an invariant
+    with pytest.raises(ScenarioError, match=r"broken promise|crash: AssertionError"):  # the latter: an invariant
         run(seed, profile)
