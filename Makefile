@@ -46,7 +46,7 @@ loops-test: $(READY)
 systemd-test: $(READY)
 	$(BIN)/python -m pytest -m systemd tests/systemd
 
-# Nodes that are names, with a name server in namespaces of its own, half a minute. As root.
+# Nodes that are names, with a name server in namespaces of its own, a minute. As root.
 names-test: $(READY)
 	$(BIN)/python -m pytest -m names tests/names
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from holdfast.cli.main import main
-from holdfast.cli.slurm import Allocation, assign, config_text, expand, read_allocation, write_config
+from holdfast.cli.slurm import Allocation, assign, config_text, expand, read_allocation
 from holdfast.protocol.exit_codes import ExitCode, OperatorError
 from hypothesis import given
 from hypothesis import strategies as st
@@ -114,9 +114,3 @@ def test_the_verb_writes_for_this_host(
     assert "h3 is a spare of job 7" in capsys.readouterr().err
     assert main(["daemon", "--from-slurm", "--slots", "3"]) == ExitCode.WRONG_CLUSTER  # hosts, and no keys
     assert "expected keys" in capsys.readouterr().err
-
-
-def test_a_folder_of_somebody_else_is_not_trusted(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(OperatorError, match="give --dir a folder of your own"):
-        write_config(tmp_path / "file", "h1", "text")

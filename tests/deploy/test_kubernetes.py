@@ -7,14 +7,17 @@ from typing import Any
 import kubernetes_validate
 import pytest
 import yaml
+from holdfast.cli.kubernetes import FOUND_AFTER_S_MAX
 from holdfast.cli.main import VERBS, main
 from holdfast.daemon.shell.door import Door
-from holdfast.protocol.config import parse_config
+from holdfast.protocol.config import ClusterConfig, parse_config
+from holdfast.protocol.exit_codes import ExitCode, OperatorError
 from holdfast.protocol.settings import read_size, split_address
 from holdfast.protocol.trust import SECRET_MODE_REFUSED, refuse_exposure
 from kubeflow_trainer_api.models.jobset_v1alpha2_job_set import JobsetV1alpha2JobSet
 
 FOLDER = Path(__file__).parents[2] / "deploy" / "kubernetes"
+FILES = {"DaemonSet": "holdfast.yaml", "StatefulSet": "statefulset.yaml"}
 DAEMON_BYTES_MIN = 256 << 20  # beside the arena: the worker, the keeper, chunks on their way
 
 
@@ -23,8 +26,8 @@ def manifests(name: str) -> dict[str, dict[str, Any]]:
     return {one["kind"]: one for one in found}
 
 
-def pod() -> dict[str, Any]:
-    spec: dict[str, Any] = manifests("holdfast.yaml")["DaemonSet"]["spec"]["template"]["spec"]
+def pod(kind: str = "DaemonSet") -> dict[str, Any]:
+    spec: dict[str, Any] = manifests(FILES[kind])[kind]["spec"]["template"]["spec"]
     return spec
 
 
@@ -58,6 +61,47 @@ def test_the_limit_has_room_for_the_arena_and_the_daemon() -> None:
     assert resources["requests"]["memory"] == resources["limits"]["memory"]  # guaranteed: never evicted for memory
 
 
+def set_config(monkeypatch: pytest.MonkeyPatch, *, without: tuple[str, ...] = ()) -> ClusterConfig:
+    """The config that the first pod of the StatefulSet makes of its command line and environment."""
+    container = pod("StatefulSet")["containers"][0]
+    words = container["args"]
+    for variable in container["env"]:
+        monkeypatch.setenv(variable["name"], variable.get("value", "holdfast-0"))
+    made: list[ClusterConfig] = []
+
+    def take(config: ClusterConfig, node: str) -> None:
+        assert node == "holdfast-0"
+        made.append(config)
+        raise OperatorError(ExitCode.USAGE, "far enough")
+
+    monkeypatch.setattr("holdfast.cli.kubernetes.wait_for_own_name", take)
+    assert main([word for word in words if not word.startswith(without)]) == ExitCode.USAGE
+    return made[0]
+
+
+def test_the_pods_of_the_set_make_their_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    container = pod("StatefulSet")["containers"][0]
+    (folder,) = [word.partition("=")[2] for word in container["args"] if word.startswith("--dir=")]
+    assert folder in {mount["mountPath"] for mount in container["volumeMounts"] if not mount.get("readOnly")}
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    config = set_config(monkeypatch, without=("--dir=",))
+    found = manifests("statefulset.yaml")
+    assert len(config.nodes) == found["StatefulSet"]["spec"]["replicas"]
+    service = found["Service"]
+    assert service["metadata"]["name"] == found["StatefulSet"]["spec"]["serviceName"]
+    assert {node.host.partition(".")[2] for node in config.nodes} == {service["metadata"]["name"]}
+    assert (service["spec"]["clusterIP"], service["spec"]["publishNotReadyAddresses"]) == ("None", True)
+    assert service["spec"]["selector"].items() <= found["StatefulSet"]["spec"]["template"]["metadata"]["labels"].items()
+    assert found["StatefulSet"]["spec"]["podManagementPolicy"] == "Parallel"
+    assert {node.port for node in config.nodes} == {container["ports"][0]["hostPort"]}
+    assert config.keys_dir in {mount["mountPath"] for mount in container["volumeMounts"]}
+    assert config.budget_bytes is not None
+    assert mebibytes(container["resources"]["limits"]["memory"]) >= config.budget_bytes + DAEMON_BYTES_MIN
+    probe = container["startupProbe"]
+    assert probe["periodSeconds"] * probe["failureThreshold"] > FOUND_AFTER_S_MAX
+    assert config.http_address == f"{probe['httpGet']['host']}:{probe['httpGet']['port']}"
+
+
 def test_the_command_line_is_ours(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = pod()["containers"][0]["args"]
     assert arguments[0] in VERBS
@@ -68,11 +112,12 @@ def test_the_command_line_is_ours(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_both_sides_meet_at_one_socket_as_one_user() -> None:
-    arguments = pod()["containers"][0]["args"]
+    arguments = " ".join(pod()["containers"][0]["args"]).replace("=", " ").split()
     socket = Path(arguments[arguments.index("--socket") + 1])
+    assert f"--socket={socket}" in pod("StatefulSet")["containers"][0]["args"]
     environment = {one["name"]: one.get("value") for one in trainer()["containers"][0]["env"]}
     assert environment["HOLDFAST_SOCKET"] == str(socket)
-    for spec in (pod(), trainer()):
+    for spec in (pod(), pod("StatefulSet"), trainer()):
         mounts = {mount["name"]: mount["mountPath"] for mount in spec["containers"][0]["volumeMounts"]}
         volumes = {volume["name"]: volume for volume in spec["volumes"]}
         assert mounts["run"] == str(socket.parent)
@@ -83,8 +128,9 @@ def test_both_sides_meet_at_one_socket_as_one_user() -> None:
 
 
 def test_the_daemon_takes_the_mode_of_the_mounted_keys() -> None:
-    keys = next(volume for volume in pod()["volumes"] if volume["name"] == "keys")
-    assert keys["secret"]["defaultMode"] & SECRET_MODE_REFUSED == 0
+    for kind in FILES:
+        keys = next(volume for volume in pod(kind)["volumes"] if volume["name"] == "keys")
+        assert keys["secret"]["defaultMode"] & SECRET_MODE_REFUSED == 0
 
 
 def test_probes_ask_what_the_pages_answer() -> None:
@@ -101,7 +147,7 @@ def test_probes_ask_what_the_pages_answer() -> None:
 
 
 def test_nothing_runs_with_more_rights_than_it_needs() -> None:
-    for spec in (pod(), trainer()):
+    for spec in (pod(), pod("StatefulSet"), trainer()):
         assert spec["automountServiceAccountToken"] is False
         assert spec["securityContext"]["seccompProfile"]["type"] == "RuntimeDefault"
         for container in [*spec["containers"], *spec.get("initContainers", [])]:
@@ -120,7 +166,7 @@ def test_the_image_has_no_torch_and_the_fast_kernel() -> None:
 
 @pytest.mark.parametrize("version", ["1.31", kubernetes_validate.latest_version()])
 def test_the_schema_of_kubernetes_takes_them(version: str) -> None:
-    for one in manifests("holdfast.yaml").values():
+    for one in [one for file in FILES.values() for one in manifests(file).values()]:
         kubernetes_validate.validate(one, version, strict=True)
     job = manifests("train.yaml")["JobSet"]["spec"]["replicatedJobs"][0]["template"]
     plain = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "ranks"}, **job}

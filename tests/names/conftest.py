@@ -1,4 +1,4 @@
-"""These tests need root, namespaces and half a minute: they run when they are asked for, by `make names-test`."""
+"""These tests need root, namespaces and a minute: they run when they are asked for, by `make names-test`."""
 
 from pathlib import Path
 
@@ -11,4 +11,4 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if here in item.path.parents:
             item.add_marker(pytest.mark.names)
             if "names" not in (config.option.markexpr or ""):
-                item.add_marker(pytest.mark.skip(reason="half a minute, as root: make names-test"))
+                item.add_marker(pytest.mark.skip(reason="a minute, as root: make names-test"))

@@ -5,11 +5,8 @@
 Stands in for a Kubernetes headless service: the names stay, a replaced pod has another address. Prints "ok" at the end.
 """
 
-import socket
-import struct
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import torch
@@ -18,43 +15,9 @@ from holdfast.client import Snapshotter
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "integration"))
 from local_cluster import DEADLINE_S, LocalCluster, until
+from name_server import use_own_name_server
 
 SERVICE = "holdfast.ns.svc.test"
-TTL_S = 1
-
-
-class NameServer:
-    """Answers questions for addresses (A) from a table; a name that is not in it does not exist."""
-
-    def __init__(self) -> None:
-        self.table: dict[str, str] = {}
-        self.asked: list[str] = []
-        self.silent = False
-        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self._socket.bind(("127.0.0.1", 53))
-        threading.Thread(target=self._serve, daemon=True).start()
-
-    def _serve(self) -> None:
-        while True:
-            question, asker = self._socket.recvfrom(512)
-            answer = self._answer(question)
-            if not self.silent:
-                self._socket.sendto(answer, asker)
-
-    def _answer(self, question: bytes) -> bytes:
-        labels, place = [], 12
-        while question[place]:
-            labels.append(question[place + 1 : place + 1 + question[place]].decode())
-            place += 1 + question[place]
-        asked, (kind,) = question[12 : place + 5], struct.unpack(">H", question[place + 1 : place + 3])
-        name = ".".join(labels).lower()
-        self.asked.append(name)
-        address = self.table.get(name)
-        found = address is not None and kind == 1
-        flags = 0x8580 if address is not None else 0x8583
-        head = question[:2] + struct.pack(">HHHHH", flags, 1, int(found), 0, 0)
-        record = struct.pack(">HHHIH", 0xC00C, 1, 1, TTL_S, 4) + socket.inet_aton(address or "0.0.0.0")
-        return head + asked + (record if found else b"")
 
 
 def commit(cluster: LocalCluster, step: int) -> None:
@@ -66,12 +29,7 @@ def commit(cluster: LocalCluster, step: int) -> None:
 
 def main() -> None:
     folder = Path(sys.argv[1])
-    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
-    (folder / "resolv.conf").write_text("nameserver 127.0.0.1\noptions attempts:2 timeout:5\n")
-    (folder / "nsswitch.conf").write_text("hosts: files dns\n")
-    for name in ("resolv.conf", "nsswitch.conf"):
-        subprocess.run(["mount", "--bind", str(folder / name), f"/etc/{name}"], check=True)
-    names = NameServer()
+    names = use_own_name_server(folder)
     write_keys(folder / "keys", ["n0", "n1", "n2"])
     with LocalCluster(nodes=3, parity=1, keys_dir=folder / "keys", ports=[7400, 7401, 7402]) as cluster:
         text = cluster.config.read_text()

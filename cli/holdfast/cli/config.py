@@ -5,7 +5,7 @@ import os
 import socket
 from pathlib import Path
 
-from holdfast.cli import slurm
+from holdfast.cli import kubernetes, made_config, slurm
 from holdfast.cli.arguments import Subparsers, add_json_flag
 from holdfast.cli.output import emit, emit_json, pairs, table
 from holdfast.coding import EngineUnavailableError, select_engine
@@ -44,12 +44,27 @@ def add_parser(subparsers: Subparsers) -> None:
         description="The config of this Slurm job's hosts. With --write it goes where 'holdfast daemon --from-slurm' "
         "on this host reads it; 'holdfast upgrade' then takes it up.",
     )
+    made_config.add_options(from_slurm)
     slurm.add_options(from_slurm)
     from_slurm.add_argument("--write", action="store_true", help="replace the config of this host's daemon")
+    from_kubernetes = parts.add_parser(
+        "kubernetes",
+        help="print the config of a StatefulSet's pods, or of a list of Kubernetes nodes",
+        description="The config that 'holdfast daemon --from-kubernetes' makes in each pod of a StatefulSet of that "
+        "name, or one of the nodes that 'kubectl get nodes -o json' prints.",
+    )
+    made_config.add_options(from_kubernetes)
+    add = from_kubernetes.add_argument
+    add("--name", default="holdfast", metavar="NAME", help="of the StatefulSet, and of the cluster [holdfast]")
+    add("--nodes-json", type=Path, metavar="FILE", help="what 'kubectl get nodes -o json' printed; -: standard input")
+    add("--domain-label", metavar="L", help="nodes with the same value of this label are lost together [none are]")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run `config check`, `config show` or `config slurm`."""
+    """Run the part that was asked for."""
+    if args.part == "kubernetes":
+        emit(kubernetes.text_of_set(args).rstrip())
+        return int(ExitCode.DONE)
     if args.part == "slurm":
         return _slurm(args)
     if args.part == "check":
@@ -95,7 +110,7 @@ def _slurm(args: argparse.Namespace) -> int:
     allocation = slurm.read_allocation(os.environ, host=socket.gethostname().partition(".")[0])
     text, assigned = slurm.text_of(args, allocation)
     if args.write and allocation.own in assigned:
-        emit(str(slurm.write_config(slurm.folder_of(args, allocation), allocation.own, text)))
+        emit(str(made_config.write_config(slurm.folder_of(args, allocation), allocation.own, text)))
     elif not args.write:
         emit(text.rstrip())
     return int(ExitCode.DONE)

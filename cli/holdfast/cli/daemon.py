@@ -1,7 +1,7 @@
 """`holdfast daemon`: become the keeper of one node, which starts the worker.
 
-Covers finding the config, the node and the socket, also from a Slurm allocation. The daemon's room is started by
-module name, never imported.
+Covers finding the config, the node and the socket, also from a Slurm allocation or a StatefulSet. The daemon's room is
+started by module name, never imported.
 
 """
 
@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from holdfast.cli import slurm
+from holdfast.cli import kubernetes, made_config, slurm
 from holdfast.cli.arguments import Subparsers
 from holdfast.cli.config import read_config
 from holdfast.protocol.config import ClusterConfig
@@ -28,8 +28,12 @@ def add_parser(subparsers: Subparsers) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--config", type=Path, metavar="FILE", help="the cluster's config")
     source.add_argument("--from-slurm", action="store_true", help="make the config from the Slurm job's hosts")
+    source.add_argument(
+        "--from-kubernetes", action="store_true", help="make the config for the pods of this pod's StatefulSet"
+    )
     parser.add_argument("--node", metavar="NAME", help="which node of the config this is; default: by host name")
     parser.add_argument("--socket", type=Path, metavar="PATH", help="the Unix socket for trainers and commands")
+    made_config.add_options(parser)
     slurm.add_options(parser)
 
 
@@ -37,6 +41,8 @@ def run(args: argparse.Namespace) -> int:
     """Check everything that can be checked here, then become the keeper. Returns only by an error or for a spare."""
     if args.from_slurm and not _take_slurm(args):
         return int(ExitCode.DONE)
+    if args.from_kubernetes:
+        _take_kubernetes(args)
     command = _command(args)
     sys.stdout.flush()
     return os.execv(command[0], command)  # noqa: S606  # our own interpreter, no shell
@@ -62,10 +68,25 @@ def _take_slurm(args: argparse.Namespace) -> bool:
         sys.stderr.write(f"{allocation.own} is a spare of job {allocation.job_id}: no daemon is needed here yet\n")
         return False
     folder = slurm.folder_of(args, allocation)
-    args.config = slurm.write_config(folder, allocation.own, text)
+    args.config = made_config.write_config(folder, allocation.own, text)
     args.node = args.node or f"n{assigned.index(allocation.own)}"
     args.socket = args.socket or folder / slurm.socket_name(allocation.own)
     return True
+
+
+def _take_kubernetes(args: argparse.Namespace) -> None:
+    """Write the config of the StatefulSet, name this pod's node, and wait until its address is known."""
+    pod = kubernetes.read_pod(os.environ, host=_host_names()[-1])
+    if args.without:
+        raise OperatorError(
+            ExitCode.USAGE, "--without: expected none with --from-kubernetes, which replaces pods itself"
+        )
+    text = kubernetes.text_of(args, pod)
+    args.node = args.node or f"{pod.stateful_set}-{pod.ordinal}"
+    args.config = made_config.write_config(kubernetes.folder_of(args, pod), args.node, text)
+    config = read_config(args.config).config
+    refuse_exposure(config)
+    kubernetes.wait_for_own_name(config, args.node)
 
 
 def keeper_command(config_file: Path, node: str, socket_path: Path) -> list[str]:

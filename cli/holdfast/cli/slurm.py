@@ -1,7 +1,8 @@
 """A cluster's config from what Slurm says of a job's allocation: which host has which slot.
 
-Covers the list of hosts, spares, and the text of the config. Starting daemons is `daemon`'s; how a batch script puts it
-together is in deploy/slurm. Sources: slurm's hostlist notation, srun(1) and sbatch(1), output environment variables.
+Covers the list of hosts and spares; the text is `made_config`'s, starting daemons is `daemon`'s, and how a batch script
+puts it together is in deploy/slurm. Sources: slurm's hostlist notation; srun(1) and sbatch(1), output environment
+variables.
 """
 
 import argparse
@@ -12,15 +13,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from holdfast.cli.arguments import whole
-from holdfast.protocol.config import parse_config
+from holdfast.cli import made_config
+from holdfast.cli.made_config import MadeNode, Source
 from holdfast.protocol.exit_codes import ExitCode, OperatorError
 from holdfast.protocol.limits import NODE_COUNT_MAX
-from holdfast.protocol.placement import GROUP_SIZE_MAX
-
-ADDRESS_DEFAULT = "{host}:7400"
-PARITY_DEFAULT = 2
-CONFIG_NAME = "cluster.toml"
 
 _PART = re.compile(r"([^\[\],]+)|\[([^\[\]]+)\]")  # plain letters, or ranges in brackets
 _RANGE = re.compile(r"(\d{1,9})(?:-(\d{1,9}))?")
@@ -151,60 +147,29 @@ def assign(hosts: Sequence[str], *, slots: int | None, without: Sequence[str]) -
 def config_text(
     allocation: Allocation, assigned: Sequence[str], *, parity: int | None, address: str, keys_dir: str | None
 ) -> str:
-    """The config of this allocation. Memory and pages are set by HOLDFAST_* in the environment, if at all.
+    """The config of this allocation.
 
     Raises:
         OperatorError: `address` is no template (exit code 2).
         ConfigError: what results is no config.
     """
-    slots = len(assigned)
-    lines = [
-        "# Made by holdfast from a Slurm allocation.",
-        "[cluster]",
-        f'name = "slurm-{allocation.job_id}"',
-        f"parity = {min(PARITY_DEFAULT, slots - 1) if parity is None else parity}",
-        f"epoch = {allocation.restarts + 1}",
-    ]
-    if keys_dir is not None:
-        lines += ["[security]", f'keys_dir = "{keys_dir}"']
-    for slot, host in enumerate(assigned):
-        try:
-            place = address.format(host=host, index=allocation.hosts.index(host))
-        except (KeyError, IndexError, ValueError) as error:
-            raise OperatorError(
-                ExitCode.USAGE, f"--address: expected a text with {{host}} or {{index}}, found {address!r}"
-            ) from error
-        lines += ["[[node]]", f'name = "n{slot}"', f'address = "{place}"', f'domain = "{host}"']
-    text = "\n".join(lines) + "\n"
-    parse_config(text, origin="the Slurm allocation", environment={})
-    return text
+    nodes = [MadeNode(f"n{slot}", host, allocation.hosts.index(host), host) for slot, host in enumerate(assigned)]
+    source = Source("a Slurm allocation", f"slurm-{allocation.job_id}", allocation.restarts + 1)
+    return made_config.config_text(nodes, source, parity=parity, address=address, keys_dir=keys_dir)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add what both `daemon --from-slurm` and `config slurm` take."""
-    add = parser.add_argument
-    add(
-        "--slots", type=whole(1, NODE_COUNT_MAX), metavar="N", help="nodes of the cluster; other hosts are spares [all]"
-    )
-    add(
+    """Add what only Slurm's configs take."""
+    parser.add_argument(
         "--without", default="", metavar="HOST,...", help="hosts that were lost, in this order; spares take their slots"
     )
-    add("--parity", type=whole(0, GROUP_SIZE_MAX - 1), metavar="M", help=f"losses to survive [{PARITY_DEFAULT}]")
-    add(
-        "--address",
-        default=ADDRESS_DEFAULT,
-        metavar="T",
-        help="from {host}, {index}; e.g. {host}-ib:7400 [{host}:7400]",
-    )
-    add("--keys-dir", type=Path, metavar="D", help="folder of the keys; needed unless all is loopback")
-    add("--dir", type=Path, metavar="D", help="this host's folder for config and sockets [a folder in TMPDIR]")
 
 
 def text_of(args: argparse.Namespace, allocation: Allocation) -> tuple[str, list[str]]:
     """The config for a command's options, and the host of each slot."""
     lost = [name for name in args.without.split(",") if name]
     assigned = assign(allocation.hosts, slots=args.slots, without=lost)
-    keys_dir = None if args.keys_dir is None else str(args.keys_dir.absolute())
+    keys_dir = made_config.keys_dir_of(args)
     text = config_text(allocation, assigned, parity=args.parity, address=args.address, keys_dir=keys_dir)
     return text, assigned
 
@@ -218,24 +183,3 @@ def folder_of(args: argparse.Namespace, allocation: Allocation) -> Path:
 def socket_name(host: str) -> str:
     """The name of a host's socket in that folder, as a batch script says it: $SLURMD_NODENAME.sock."""
     return f"{host}.sock"
-
-
-def write_config(folder: Path, host: str, text: str) -> Path:
-    """Put the config where this host's daemon reads it, whole or not at all. Returns its path.
-
-    Raises:
-        OperatorError: the folder is not ours, or can't be written (exit code 2).
-    """
-    file = folder / f"{host}-{CONFIG_NAME}"
-    fresh = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if folder.stat().st_uid != os.getuid():
-            raise PermissionError(f"it belongs to user {folder.stat().st_uid}")
-        fresh.write_text(text, encoding="utf-8")
-        fresh.replace(file)
-    except OSError as error:
-        raise OperatorError(
-            ExitCode.USAGE, f"can't write the config to {folder}: {error}; give --dir a folder of your own"
-        ) from error
-    return file

@@ -49,6 +49,7 @@ _TCP_OPTIONS = {
 _HANDSHAKE_FAILED = (
     zmq.Event.HANDSHAKE_FAILED_AUTH | zmq.Event.HANDSHAKE_FAILED_PROTOCOL | zmq.Event.HANDSHAKE_FAILED_NO_DETAIL
 )
+_TOLD_OF_DEALERS = _HANDSHAKE_FAILED | zmq.Event.HANDSHAKE_SUCCEEDED | zmq.Event.DISCONNECTED
 
 
 def public_key_of(secret: bytes) -> bytes:
@@ -135,6 +136,7 @@ class ControlPlane:
         self._wanted: set[int] = set()  # nodes to be talked to that have names
         self._heard_s: dict[int, float] = {}
         self._dialled: dict[int, str] = {}  # where each dealer connects to
+        self._connected: set[int] = set()  # nodes whose dealer has a connection
         self._dealers: dict[int, zmq.Socket[bytes]] = {}
         self._monitors: dict[zmq.Socket[bytes], int] = {}
         self._poller: zmq.Poller | None = None
@@ -208,7 +210,7 @@ class ControlPlane:
             dealer.setsockopt(zmq.CURVE_PUBLICKEY, self._keys.public)
             dealer.setsockopt(zmq.CURVE_SECRETKEY, self._keys.secret)
             dealer.setsockopt(zmq.CURVE_SERVERKEY, self._keys.of(node, self._key_attempts.get(node, 0)))
-        self._monitors[dealer.get_monitor_socket(_HANDSHAKE_FAILED)] = node
+        self._monitors[dealer.get_monitor_socket(_TOLD_OF_DEALERS)] = node
         dealer.connect(_endpoint(address, self._config.nodes[node].port))
         self._dealers[node], self._dialled[node] = dealer, address
         self.register(poller)
@@ -216,10 +218,11 @@ class ControlPlane:
     def redial(self) -> None:
         """Dial those again whose key is being rotated and did not have the one that was tried, and who moved.
 
-        Once per tick.
+        Once per tick. A node may be heard and yet not be where it is dialled: its replacement dials us, and a name
+        server that told of it late gave us the address of who was there before.
         """
         for node in self._wanted:
-            if time.monotonic() > self._heard_s.get(node, 0.0) + _AWAY_S:
+            if node not in self._connected or time.monotonic() > self._heard_s.get(node, 0.0) + _AWAY_S:
                 self.names.look(node)
             if node in self._dealers and self.names.of(node) != self._dialled[node]:
                 self._hang_up(node, next(monitor for monitor, whose in self._monitors.items() if whose == node))
@@ -287,10 +290,19 @@ class ControlPlane:
             found.append(events.PeerRefused(None, "key", text, by_us=True))
         for monitor, node in list(self._monitors.items()):
             while monitor in ready and monitor.poll(0):
-                self._handshake_failed(node, monitor, int(recv_monitor_message(monitor)["event"]), found)
+                self._connection_changed(node, monitor, int(recv_monitor_message(monitor)["event"]), found)
                 if node not in self._dealers:
                     break
         return found
+
+    def _connection_changed(self, node: int, monitor: zmq.Socket[bytes], event: int, found: list[events.Event]) -> None:
+        match event:
+            case zmq.Event.HANDSHAKE_SUCCEEDED:
+                self._connected.add(node)
+            case zmq.Event.DISCONNECTED:
+                self._connected.discard(node)
+            case _:
+                self._handshake_failed(node, monitor, event, found)
 
     def _handshake_failed(self, node: int, monitor: zmq.Socket[bytes], event: int, found: list[events.Event]) -> None:
         """A node that we dialled and we do not know each other: whose key is it?"""
@@ -312,6 +324,7 @@ class ControlPlane:
     def _hang_up(self, node: int, monitor: zmq.Socket[bytes]) -> None:
         """Close the connection to a node, to dial it with another key, or elsewhere, at the next tick."""
         dealer = self._dealers.pop(node)
+        self._connected.discard(node)
         del self._monitors[monitor]
         dealer.disable_monitor()
         for socket in (dealer, monitor):
