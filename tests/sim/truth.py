@@ -39,6 +39,7 @@ class Truth:
     forgotten: set[str] = field(default_factory=set)
     rotten: dict[JobSnapshot, set[int]] = field(default_factory=dict)  # where resting bytes were changed
     beyond: set[JobSnapshot] = field(default_factory=set)  # more was lost than parity covers
+    rescued: set[JobSnapshot] = field(default_factory=set)  # restored without all facts: whole on those that were left
     offered: dict[str, SnapshotId] = field(default_factory=dict)  # job -> what it was told last to restore
     estates: "EstateBooks" = field(init=False)
     _phases: dict[tuple[int, str, int], Phase] = field(default_factory=dict)  # of every slot, after its last event
@@ -75,6 +76,7 @@ class Truth:
         for book in books:
             for key in earlier & set(book):
                 del book[key]
+        self.rescued -= earlier
 
     def lost(self, node: int) -> None:
         """A machine's memory is gone."""
@@ -103,6 +105,11 @@ class Truth:
     def is_committed(self, key: JobSnapshot) -> bool:
         """Whether all participants have stated their fact."""
         return key in self.layouts and self.geometry(key).participants <= self.stated.get(key, set())
+
+    def is_finished(self, key: JobSnapshot) -> bool:
+        """Whether every rank that has a byte has sealed its shard."""
+        roles = {role for role, shard in enumerate(self.layouts[key].shards) if shard.shard_bytes}
+        return roles <= set(self.staged.get(key, {}))
 
     def image(self, key: JobSnapshot, node: int) -> bytes:
         """What a node's image must be, padding included."""
@@ -222,6 +229,12 @@ class Truth:
         self._committed[node, name] = committed
         key = (name, committed)
         missing = self.geometry(key).participants - self.stated.get(key, set()) if key in self.layouts else {"all"}
+        if missing and committed.attempt < attempt and key in self.layouts and key not in self.rescued:
+            # An attempt began from what nobody knew to be committed: it must be whole, and to be had.
+            promise(self.is_finished(key), f"node {node} restores {committed} of {name}, which some rank never sealed")
+            self.check_recoverable(name, committed)
+            self.rescued.add(key)
+        missing -= self.geometry(key).participants if key in self.rescued else set()
         promise(not missing, f"node {node} calls {committed} of {name} committed; no fact yet from {sorted(missing)}")
         begun = max((a for j, a in self.owners if j == name), default=0)
         # A node that was cut off may complete an attempt that the others have left: it will hear so.
@@ -272,8 +285,9 @@ class Truth:
     # --- what a job is told ---
 
     def check_offer(self, job: str, snapshot: SnapshotId) -> None:
-        """Nothing uncommitted is offered."""
-        promise(self.is_committed((job, snapshot)), f"{snapshot} of {job} is offered and was never committed")
+        """Nothing is offered that was neither committed nor found whole by a restore."""
+        good = self.is_committed((job, snapshot)) or (job, snapshot) in self.rescued
+        promise(good, f"{snapshot} of {job} is offered and was never committed")
 
     def check_forward(self, job: str, snapshot: SnapshotId | None) -> None:
         """Offered steps never go back, while losses stay within what parity covers."""

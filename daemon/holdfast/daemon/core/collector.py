@@ -2,7 +2,8 @@
 
 Commit: whoever has seen the facts of all participants may say "committed", because a fact never becomes untrue; so
 every node watches, and the lowest live one announces. Restore: the collector hears all live nodes first, then takes
-the newest snapshot that any of them knows to be committed and that can be recovered from what the live ones hold.
+the newest snapshot that any of them knows to be committed and that can be recovered from what the live ones hold; if
+there is none such, the newest of the last attempt that can be recovered: who knew it to be committed may be lost.
 """
 
 from collections.abc import Iterable, Mapping
@@ -197,17 +198,19 @@ class Collector:
         *,
         attempts_over: int = 0,
         unheard: AbstractSet[int] = frozenset(),
+        paused: bool = False,
     ) -> messages.RestoreDecided | None:
         """The answer to a question; None while a layout that it needs is still being fetched.
 
         `attempts_over`: numbers up to this one belong to a life of the job that was forgotten. `unheard`: nodes whose
-        last word can't be trusted any more; they count as lost.
+        last word can't be trusted any more; they count as lost. `paused`: all others keep what they say they hold
+        until they hear the answer, which pins it: so it need not be known to be committed.
         """
         reports = self.peers.reports(query.job)
         if own is not None:
             reports[self.ctx.node] = own
-        attempt = max((report.attempt for report in reports.values()), default=0)
-        attempt = max(attempt, attempts_over) + 1
+        last = max((report.attempt for report in reports.values()), default=0)
+        attempt = max(last, attempts_over) + 1
         reports = {node: report for node, report in reports.items() if node not in unheard}
         if unheard or not self.peers.all_heard:
             # Who is not heard may know of later attempts, and hold what they staged: the time is later than any.
@@ -218,9 +221,10 @@ class Collector:
         candidates = sorted({report.committed for report in reports.values() if report.committed}, reverse=True)
         if not candidates or job is None:
             return messages.RestoreDecided(query.job, query.request, attempt, None, None)
-        problems: list[str] = []
+        protected = _protected_after(candidates[0], last, reports) if paused and last >= attempts_over else []
+        problems: list[str] = []  # one of each that is refused, in this order
         kept: tuple[SnapshotId, Layout] | None = None
-        for snapshot in candidates:
+        for snapshot in (*candidates, *protected):
             layout = self._layout_of(snapshot, job, reports)
             if layout is None:
                 if self.ctx.now_ns < query.deadline_ns:
@@ -228,9 +232,12 @@ class Collector:
                 problems.append(f"{snapshot}: no live node knows its layout")
                 continue
             geometry = job.geometry(job.learn_layout(layout))
-            kept = kept or (snapshot, layout)
+            kept = kept or ((snapshot, layout) if snapshot in candidates else None)
             problem = self._problem(snapshot, geometry, reports)
             if not problem:
+                if snapshot in protected:
+                    text = f"job {query.job}: {snapshot} is whole on the live nodes; who knew more of it may be lost"
+                    self.ctx.log(f"{text}; it is restored, since {problems[0]}", "warning")
                 self.refused[query.job] = tuple(problems)
                 self.heard_s[query.job] = (self.ctx.now_ns - query.started_ns) / 1e9
                 return messages.RestoreDecided(query.job, query.request, attempt, snapshot, layout)
@@ -238,15 +245,20 @@ class Collector:
         if query.fresh:
             # Who can't be heard now may hold it, and another life may want it: only a newer commit takes its place.
             return messages.RestoreDecided(query.job, query.request, attempt, *(kept or (None, None)))
-        return messages.RestoreDecided(query.job, query.request, 0, None, None, problem="; ".join(problems)[:4000])
+        problem = "; ".join(problems[: len(candidates)])[:4000]  # of the others nobody was told that they were safe
+        return messages.RestoreDecided(query.job, query.request, 0, None, None, problem=problem)
 
     def _layout_of(self, snapshot: SnapshotId, job: Job, reports: dict[int, JobReport]) -> Layout | None:
         for node, report in reports.items():
-            if report.committed != snapshot or report.committed_layout_id is None:
+            of_this_plan = snapshot.attempt == report.attempt and snapshot in report.held
+            layout_id = report.committed_layout_id if report.committed == snapshot else report.layout_id
+            if layout_id is None or not (report.committed == snapshot or of_this_plan):
                 continue
-            if (layout := job.layouts.get(report.committed_layout_id)) is not None:
-                return layout
-            self.ctx.tell(node, messages.WantLayout(job.name, report.committed_layout_id))
+            layout = job.layouts.get(layout_id)
+            if layout is None:
+                self.ctx.tell(node, messages.WantLayout(job.name, layout_id))
+            elif report.committed == snapshot or snapshot.step >= layout.first_step:
+                return layout  # what was staged before the newest plan may have another: nobody tells which
         return None
 
     def _problem(self, snapshot: SnapshotId, geometry: Geometry, reports: dict[int, JobReport]) -> str:
@@ -290,6 +302,17 @@ def more_losses(
     members = {group.index(node) for node in lost}
     estates = [(k.estate, {group.index(node) for node in k.holders} - members) for k in known]
     return further_losses(geometry.stripes(group[0]), members, estates)
+
+
+def _protected_after(committed: SnapshotId, attempt: int, reports: Mapping[int, JobReport]) -> list[SnapshotId]:
+    """Newer snapshots of an attempt that some nodes have protected and nobody has denied, newest first.
+
+    Enough of them to decode it prove that such a one is whole: a fact says that all chunks of a stripe came, each with
+    its digest, and a node sends them only when all its ranks have sealed.
+    """
+    held = {snapshot for report in reports.values() for snapshot in report.held}
+    denied = {snapshot for report in reports.values() for snapshot in report.given_up}
+    return sorted((s for s in held - denied if s.attempt == attempt and s > committed), reverse=True)
 
 
 def lost_by_group(

@@ -68,7 +68,7 @@ class Restoring:
             )
             over = self.registry.forgotten.get(query.job, 0)  # word of its attempts may still be on its way
             job, unheard = parts.job if parts else None, self.collector.unheard(query)
-            decided = self.collector.decide(query, job, own, attempts_over=over, unheard=unheard)
+            decided = self.collector.decide(query, job, own, attempts_over=over, unheard=unheard, paused=True)
             if decided is None:
                 continue
             self.collector.queries.remove(query)
