@@ -6,7 +6,7 @@ PIP_ARGS ?=
 BIN     = $(VENV)/bin
 READY   = $(VENV)/.ready
 
-.PHONY: demo test sim chaos fuzz loops-test slurm-test systemd-test names-test lint format docs bench package-test clean
+.PHONY: demo test sim chaos fuzz loops-test slurm-test systemd-test names-test ranks-test lint format docs bench package-test clean
 
 demo: $(READY)
 	$(BIN)/holdfast demo
@@ -49,6 +49,10 @@ systemd-test: $(READY)
 # Nodes that are names, with a name server in namespaces of its own, a minute. As root.
 names-test: $(READY)
 	$(BIN)/python -m pytest -m names tests/names
+
+# 64 ranks on 8 daemons, which lose two nodes, two or three minutes.
+ranks-test: $(READY)
+	$(BIN)/python -m pytest -s -m ranks tests/integration/test_ranks.py
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

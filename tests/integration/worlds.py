@@ -21,7 +21,7 @@ PRELOADED = ["torch.distributed.fsdp", "torch.distributed.checkpoint.state_dict"
 Work = Callable[..., Any]  # (rank, world_size, *arguments) -> something that pickles
 
 
-def run_world(work: Work, world_size: int, meet: Path, *arguments: object) -> list[Any]:
+def run_world(work: Work, world_size: int, meet: Path, *arguments: object, seconds: float = WORLD_S) -> list[Any]:
     """Run `work` on every rank of a world; what each returned. Fails with the text of whoever failed."""
     with _environment(OMP_NUM_THREADS="1", GLOO_SOCKET_IFNAME="lo"):
         context = multiprocessing.get_context("forkserver")
@@ -37,7 +37,7 @@ def run_world(work: Work, world_size: int, meet: Path, *arguments: object) -> li
     try:
         answers = []
         for rank, pipe in enumerate(pipes):
-            assert pipe.poll(WORLD_S), f"rank {rank} gave no answer within {WORLD_S} s"
+            assert pipe.poll(seconds), f"rank {rank} gave no answer within {seconds} s"
             answers.append(pipe.recv())
         for rank, (text, _) in enumerate(answers):
             assert not text, f"rank {rank}: {text}"

@@ -106,12 +106,13 @@ def entry_of(leaf: Leaf, offset: int, *, lazy: bool, meshes: list[SeenMesh]) -> 
     """A tensor as the manifest tells it; its mesh is added to ``meshes`` if it is new."""
     local = local_of(leaf.tensor)
     dtype = dtype_name(local.dtype)
-    dense = is_dense(tuple(local.shape), tuple(local.stride()))
+    in_order = local.is_contiguous()  # nearly all are, and looking closer costs each tensor as much as all else here
+    dense = not in_order and is_dense(tuple(local.shape), tuple(local.stride()))
     return TensorEntry(
         path=leaf.path,
         dtype=dtype,
         shape=tuple(local.shape),
-        stride=tuple(local.stride()) if dense and not local.is_contiguous() else None,
+        stride=tuple(local.stride()) if dense else None,
         offset=offset,
         size_bytes=math.prod(local.shape) * ITEM_BYTES[dtype],
         lazy=lazy,
