@@ -252,6 +252,19 @@ def decide_on_an_old_word(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Collector, "_is_unheard", lambda *_: False)
 
 
+def believe_any_pause(patch: pytest.MonkeyPatch) -> None:
+    """A node that waits for the decision on an earlier question is taken to wait for this one, too."""
+
+    def unheard(self: Collector, node: int, query: collector.Query) -> bool:
+        peer = self.peers.table[node]
+        if not self.peers.alive(node):
+            return False
+        report = peer.report(query.job)
+        return peer.heartbeat_ns < query.started_ns or (report is not None and not report.paused)
+
+    patch.setattr(Collector, "_is_unheard", unheard)
+
+
 def answer_a_dead_ranks_question(patch: pytest.MonkeyPatch) -> None:
     """A question of an earlier life, late at a collector that is slow, begins an attempt although a later one lives."""
     patch.setattr(Collector, "answered_elsewhere", lambda *_: None)
@@ -353,4 +366,5 @@ CAUGHT_BY: tuple[tuple[Mutation, str, int], ...] = (
     (decide_on_an_old_word, "restarts", 42),
     (forget_who_was_superseded, "reads", 1001154),
     (answer_a_dead_ranks_question, "restarts", 9500090),
+    (believe_any_pause, "restarts", 12002591),
 )

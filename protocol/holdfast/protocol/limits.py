@@ -23,6 +23,7 @@ TEXT_CHARS_MAX = 4096  # reasons and names inside messages
 
 FORGOTTEN_KEPT = 64  # names of jobs that a node remembers to have forgotten: word of them may still be on its way
 SLOTS_COUNT_MAX = 64  # of one job on one node: so many of its snapshots can be held, be open, or have facts at once
+PAUSES_KEPT_COUNT = 8  # questions what to restore for which a node may commit nothing of one job at once
 GIVEN_UP_KEPT = 8  # given-up snapshots repeated in heartbeats; slots bound how many can be open
 LAYOUTS_KEPT = 4  # layouts of a job that a node remembers: the newest plan and those of snapshots still held
 

@@ -154,6 +154,11 @@ __all__ = [
 Snapshots = Annotated[tuple[SnapshotId, ...], Meta(max_length=limits.SLOTS_COUNT_MAX)]  # one per slot
 
 
+Pauses = Annotated[  # (collector, its number of the question)
+    tuple[tuple[NodeNumber, Count], ...], Meta(max_length=limits.PAUSES_KEPT_COUNT)
+]
+
+
 class JobReport(Struct, frozen=True):
     """What a node knows and holds of one job; part of every heartbeat."""
 
@@ -177,6 +182,7 @@ class JobReport(Struct, frozen=True):
     roles: Annotated[tuple[RoleNumber, ...], Meta(max_length=limits.WORLD_SIZE_MAX)] = ()  # roles attached here now
     closed: bool = False
     paused: bool = False  # commits nothing until it hears what the job restores: this report stays true
+    paused_for: Pauses | UnsetType = UNSET  # for which questions; a decision on an earlier one ends another's pause
     protect_s: Seconds = 0.0  # seal to commit of the newest committed snapshot
     digest_failures: Count = 0
     health: HealthReport = HealthReport()
@@ -283,7 +289,7 @@ class ReportWanted(Message, frozen=True):
     What the answer says must still be true when the decision arrives: a commit in between would free what was chosen.
     """
 
-    request: Count
+    request: Count  # of a question what to restore: the collector's own number of it
     job: JobName | None = None
 
 
@@ -297,6 +303,7 @@ class RestoreDecided(Message, frozen=True):
     layout: Layout | None  # of the snapshot, or None if nothing is committed
     problem: Text = ""  # not empty: something is committed, and it can't be recovered
     asker: NodeNumber | None = None  # on whose node the rank asked
+    number: Count = 0  # the collector's own of the question
 
 
 class ReadChunk(Message, frozen=True):

@@ -21,6 +21,7 @@ from holdfast.protocol.estates import further_losses
 from holdfast.protocol.ids import SnapshotId
 from holdfast.protocol.layout import Geometry, Layout
 from holdfast.protocol.messages import JobReport
+from msgspec import UnsetType
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,7 @@ class Query:
     asker: int
     started_ns: int
     deadline_ns: int
+    number: int = 0  # this node's own of it, by which the nodes are asked
     told_ns: int = 0  # when the nodes were last told of it
     fresh: bool = False  # it does not want what is there: that it can't be recovered is no obstacle
 
@@ -112,19 +114,21 @@ class Collector:
 
     # --- restore ---
 
-    def ask(self, job: str, request: int, asker: int, *, fresh: bool = False) -> None:
-        """Somebody wants to know what to restore: hear all live nodes, then decide."""
+    def ask(self, job: str, request: int, asker: int, *, fresh: bool = False) -> Query | None:
+        """Somebody wants to know what to restore: hear all live nodes, then decide. None: it does not count."""
         number = self.peers.incarnation_of(asker), request  # grows from question to question
         if not self._is_news(job, asker, number):
-            return  # heard twice, or late: another answer would begin another attempt, for which no rank waits
+            return None  # heard twice, or late: another answer would begin another attempt, for which no rank waits
         self.queries = [q for q in self.queries if (q.job, q.asker) != (job, asker)]  # it asks again
         self.waits_for.clear()  # of questions that are not open any more; the open ones look again
         if len(self.queries) >= limits.JOB_COUNT_MAX:
-            return  # the asker repeats its question
+            return None  # the asker repeats its question
         self.newest[job, asker] = number
         now_ns, deadline_ns = self.ctx.now_ns, self.ctx.seconds(limits.HEAR_ALL_S)
-        self.queries.append(Query(job, request, asker, now_ns, deadline_ns, told_ns=now_ns, fresh=fresh))
-        self.ctx.tell_all(messages.ReportWanted(request, job))
+        query = Query(job, request, asker, now_ns, deadline_ns, self.ctx.new_request(), told_ns=now_ns, fresh=fresh)
+        self.queries.append(query)
+        self.ctx.tell_all(messages.ReportWanted(query.number, job))
+        return query
 
     def answered_elsewhere(self, job: str, asker: int, request: int) -> None:
         """Another collector has answered: what this asker asked before, and may arrive yet, a dead rank asked."""
@@ -145,23 +149,26 @@ class Collector:
             if self.ctx.now_ns >= query.told_ns + int(limits.HEARTBEAT_S * 1e9):
                 self.queries[index] = replace(query, told_ns=self.ctx.now_ns)
                 for node in sorted(self.unheard(query)):
-                    self.ctx.tell(node, messages.ReportWanted(query.request, query.job))
+                    self.ctx.tell(node, messages.ReportWanted(query.number, query.job))
 
     def excuse(self, nanoseconds: int) -> None:
         """This node stood still for so long: those whom it asked get that time, too."""
         self.queries = [replace(query, deadline_ns=query.deadline_ns + nanoseconds) for query in self.queries]
 
     def unheard(self, query: Query) -> set[int]:
-        """Live nodes that have not said since the question came what they hold, and that it stays so for now."""
+        """Live nodes that have not said since the question came what they hold, and that it stays so until decided."""
         return {node for node in self.peers.table if self._is_unheard(node, query)}
 
     def _is_unheard(self, node: int, query: Query) -> bool:
         peer = self.peers.table[node]
         if not self.peers.alive(node):
             return False
-        return peer.heartbeat_ns < query.started_ns or (
-            (report := peer.report(query.job)) is not None and not report.paused
-        )
+        report = peer.report(query.job)
+        if peer.heartbeat_ns < query.started_ns or report is None:
+            return peer.heartbeat_ns < query.started_ns
+        if isinstance(report.paused_for, UnsetType):
+            return not report.paused  # of an earlier version
+        return not report.paused or (self.ctx.node, query.number) not in report.paused_for
 
     def _waits_for_one(self, query: Query) -> bool:
         """Whether any node is unheard. Looks first at the one that it last waited for, and goes on from there.

@@ -25,6 +25,8 @@ from holdfast.protocol.ids import SnapshotId
 from holdfast.protocol.layout import Geometry, Layout
 from msgspec import UNSET, UnsetType
 
+Pause = tuple[int, int]  # a question what to restore: the collector, and its number of it
+
 
 @dataclass(slots=True)
 class Job:
@@ -51,6 +53,7 @@ class Job:
     joined_ns: int | None = None  # when the attempt was heard of that had begun before; None: heard its beginning
     doubtful: dict[SnapshotId, str] = field(default_factory=dict)  # denied as soon as it is certain that they may be
     pause_ns: int = 0  # until then nothing is committed: the collector is deciding what to restore
+    paused_for: list[Pause] = field(default_factory=list)  # the questions on which it decides
     closed: bool = False
     no_memory: str = ""  # why the newest layout has less than all its slots here; empty if it has them
     touched_ns: int = 0
@@ -133,6 +136,7 @@ class Job:
         self.joined_ns = self.ctx.now_ns if late else None
         self.doubtful.clear()
         self.pause_ns = 0
+        self.paused_for.clear()
         self.planned = False
         self.roles.clear()
         self.left_roles.clear()

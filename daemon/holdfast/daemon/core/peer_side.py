@@ -116,14 +116,13 @@ class PeerSide:
                 self.offers.heard()
                 self.ranges.heard()
                 self.restoring.answer()  # this may have been the last node that a question waited for
-            case messages.ReportWanted(_, job):
-                self.registry.pause_commits(job)
-                self.ctx.tell(node, self.registry.heartbeat(job))
+            case messages.ReportWanted(request, job):
+                self.registry.pause_commits(job, (node, request))
+                self.ctx.tell(node, self.registry.heartbeat(job, (node, request)))
             case messages.RestoreAsked(job, request, begin_fresh):
-                self.registry.pause_commits(job)
-                self.collector.ask(job, request, node, fresh=begin_fresh)
+                self.restoring.asked(job, request, node, fresh=begin_fresh)
             case messages.RestoreDecided():
-                self.restoring.decided(message)
+                self.restoring.decided(message, node)
             case DrillAsked(stripes, pass_on):
                 self.asks.drill_here(stripes, pass_on=pass_on)
             case messages.RebuildAsked(target):

@@ -13,7 +13,7 @@ from holdfast.daemon.core.collector import Collector
 from holdfast.daemon.core.context import Context
 from holdfast.daemon.core.durable import Durable
 from holdfast.daemon.core.healing import Healing
-from holdfast.daemon.core.job import Job
+from holdfast.daemon.core.job import Job, Pause
 from holdfast.daemon.core.memory import Memory, sizes_of
 from holdfast.daemon.core.peers import Peers
 from holdfast.daemon.core.protect import Protect
@@ -73,7 +73,7 @@ class Registry:
         slot = parts.job.find(memory) if parts is not None else None
         return parts if slot is not None and snapshot in {None, slot.snapshot} else None
 
-    def heartbeat(self, asked: str | None = None) -> messages.Heartbeat:
+    def heartbeat(self, asked: str | None = None, pause: Pause | None = None) -> messages.Heartbeat:
         """What this node says of itself; to who wants to know what job `asked` restores, also that it was forgotten.
 
         Else the job's next attempt might get a number that this node takes for one of those that are over.
@@ -87,7 +87,8 @@ class Registry:
         ]
         if asked is not None and asked in self.forgotten and asked not in self.table:
             over = self.forgotten[asked]
-            reports.append(messages.JobReport(asked, over, None, 0, None, None, held=(), open=(), paused=True))
+            told = messages.JobReport(asked, over, None, 0, None, None, held=(), open=(), paused=True)
+            reports.append(structs.replace(told, paused_for=() if pause is None else (pause,)))
         return report.heartbeat(self.ctx, self.arena, self.peers, reports)
 
     def status(self) -> dict[str, object]:
@@ -99,15 +100,20 @@ class Registry:
         """The same, as far as it fits a frame."""
         return report.fitting(self.status())
 
-    def pause_commits(self, name: str | None) -> None:
-        """What this node reports of a job now must hold until it is decided what the job restores."""
+    def pause_commits(self, name: str | None, pause: Pause) -> None:
+        """What this node reports of a job from now on must hold until this question is decided."""
         if name is not None and name in self.table:
-            self.table[name].job.pause_ns = self.ctx.seconds(limits.COMMIT_PAUSE_S)
+            job = self.table[name].job
+            job.pause_ns = self.ctx.seconds(limits.COMMIT_PAUSE_S)
+            job.paused_for = [*(p for p in job.paused_for if p != pause), pause][-limits.PAUSES_KEPT_COUNT :]
 
-    def resume_commits(self, name: str) -> None:
-        """It was decided that nothing can be restored: what is in flight may still commit."""
+    def resume_commits(self, name: str, pause: Pause) -> None:
+        """It was decided that nothing can be restored: what is in flight may still commit, but for other questions."""
         if name in self.table:
-            self.table[name].job.pause_ns = 0
+            job = self.table[name].job
+            job.paused_for = [p for p in job.paused_for if p != pause]
+            if not job.paused_for:
+                job.pause_ns = 0
 
     def is_forgotten(self, name: str, attempt: int) -> bool:
         """Whether somebody still speaks of an attempt that was forgotten here, together with the job."""

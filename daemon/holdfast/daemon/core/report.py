@@ -47,6 +47,7 @@ def job_report(job: Job, rebuild: Rebuild, drill: DrillReport) -> JobReport:
         roles=tuple(sorted(job.roles)),
         closed=job.closed,
         paused=job.ctx.now_ns < job.pause_ns,
+        paused_for=tuple(job.paused_for),
         protect_s=job.protect_s,
         digest_failures=job.digest_failures,
         health=job.health.report(job.ctx.now_ns),

@@ -38,10 +38,15 @@ class Restoring:
         self.asking[request] = (client, question)
         target = self.peers.collector
         if target == self.ctx.node:
-            self.registry.pause_commits(question.job)
-            self.collector.ask(question.job, request, self.ctx.node, fresh=question.begin_fresh)
+            self.asked(question.job, request, self.ctx.node, fresh=question.begin_fresh)
         else:
             self.ctx.tell(target, messages.RestoreAsked(question.job, request, question.begin_fresh))
+
+    def asked(self, job: str, request: int, asker: int, *, fresh: bool) -> None:
+        """A rank of some node wants to know, and this node collects."""
+        query = self.collector.ask(job, request, asker, fresh=fresh)
+        if query is not None:
+            self.registry.pause_commits(job, (self.ctx.node, query.number))
 
     def tick(self) -> None:
         """Answer what can be answered; send on what waited for a collector."""
@@ -72,19 +77,20 @@ class Restoring:
             if decided is None:
                 continue
             self.collector.queries.remove(query)
-            decided = msgspec.structs.replace(decided, asker=query.asker)
+            decided = msgspec.structs.replace(decided, asker=query.asker, number=query.number)
             self.ctx.tell_all(decided)
-            self.decided(decided, here=True)
+            self.decided(decided, self.ctx.node)
 
-    def decided(self, decided: messages.RestoreDecided, *, here: bool = False) -> None:
+    def decided(self, decided: messages.RestoreDecided, by: int) -> None:
         """The collector has decided: begin the attempt here, and answer the rank if it asked here.
 
-        `here`: this node is the collector, and knows what it refused and how long it heard.
+        `by`: the collector; if it is this node, it knows what it refused and how long it heard.
         """
+        here = by == self.ctx.node
         if self.registry.is_forgotten(decided.job, decided.attempt) and not decided.problem:
             return
         if decided.problem:
-            self.registry.resume_commits(decided.job)
+            self.registry.resume_commits(decided.job, (by, decided.number))
         else:
             parts = self.registry.obtain(decided.job)
             if parts is not None:
