@@ -219,16 +219,19 @@ class Collector:
         last = max((report.attempt for report in reports.values()), default=0)
         attempt = max(last, attempts_over) + 1
         reports = {node: report for node, report in reports.items() if node not in unheard}
-        if unheard or not self.peers.all_heard:
+        all_heard = not unheard and self.peers.all_heard
+        if not all_heard:
             # Who is not heard may know of later attempts, and hold what they staged: the time is later than any.
             attempt = max(attempt, self.ctx.wall_ms)
         if attempt > limits.STEP_MAX:
             text = f"an attempt {attempt - 1} was heard of, after which none can be numbered; give the job another name"
             return messages.RestoreDecided(query.job, query.request, 0, None, None, problem=text)
         candidates = sorted({report.committed for report in reports.values() if report.committed}, reverse=True)
-        if not candidates or job is None:
+        protected: list[SnapshotId] = []
+        if paused and last >= attempts_over and (candidates or not all_heard):  # else nobody can know of a commit
+            protected = _protected_after(candidates[0] if candidates else None, last, reports)
+        if job is None or not (candidates or protected):
             return messages.RestoreDecided(query.job, query.request, attempt, None, None)
-        protected = _protected_after(candidates[0], last, reports) if paused and last >= attempts_over else []
         problems: list[str] = []  # one of each that is refused, in this order
         kept: tuple[SnapshotId, Layout] | None = None
         for snapshot in (*candidates, *protected):
@@ -244,12 +247,12 @@ class Collector:
             if not problem:
                 if snapshot in protected:
                     text = f"job {query.job}: {snapshot} is whole on the live nodes; who knew more of it may be lost"
-                    self.ctx.log(f"{text}; it is restored, since {problems[0]}", "warning")
+                    self.ctx.log(f"{text}; it is restored{f', since {problems[0]}' if problems else ''}", "warning")
                 self.refused[query.job] = tuple(problems)
                 self.heard_s[query.job] = (self.ctx.now_ns - query.started_ns) / 1e9
                 return messages.RestoreDecided(query.job, query.request, attempt, snapshot, layout)
             problems.append(problem)
-        if query.fresh:
+        if query.fresh or not candidates:
             # Who can't be heard now may hold it, and another life may want it: only a newer commit takes its place.
             return messages.RestoreDecided(query.job, query.request, attempt, *(kept or (None, None)))
         problem = "; ".join(problems[: len(candidates)])[:4000]  # of the others nobody was told that they were safe
@@ -311,7 +314,7 @@ def more_losses(
     return further_losses(geometry.stripes(group[0]), members, estates)
 
 
-def _protected_after(committed: SnapshotId, attempt: int, reports: Mapping[int, JobReport]) -> list[SnapshotId]:
+def _protected_after(committed: SnapshotId | None, attempt: int, reports: Mapping[int, JobReport]) -> list[SnapshotId]:
     """Newer snapshots of an attempt that some nodes have protected and nobody has denied, newest first.
 
     Enough of them to decode it prove that such a one is whole: a fact says that all chunks of a stripe came, each with
@@ -319,7 +322,8 @@ def _protected_after(committed: SnapshotId, attempt: int, reports: Mapping[int, 
     """
     held = {snapshot for report in reports.values() for snapshot in report.held}
     denied = {snapshot for report in reports.values() for snapshot in report.given_up}
-    return sorted((s for s in held - denied if s.attempt == attempt and s > committed), reverse=True)
+    newer = (s for s in held - denied if s.attempt == attempt and (committed is None or s > committed))
+    return sorted(newer, reverse=True)
 
 
 def lost_by_group(
