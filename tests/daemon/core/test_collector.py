@@ -182,6 +182,6 @@ def test_a_node_that_was_asked_what_to_restore_lets_nothing_go_until_it_hears_th
     tell(messages.ReportWanted(1, "a"))
     tell(denial)
     assert protected() == snapshot
-    tell(messages.RestoreDecided("a", 1, 0, None, None, problem="nothing can be had"))
+    tell(messages.RestoreDecided("a", 1, 0, None, None, problem="nothing can be had", number=1))
     tell(denial)
     assert protected() is None

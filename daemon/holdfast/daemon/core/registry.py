@@ -111,7 +111,7 @@ class Registry:
         """It was decided that nothing can be restored: what is in flight may still commit, but for other questions."""
         if name in self.table:
             job = self.table[name].job
-            job.paused_for = [p for p in job.paused_for if p != pause]
+            job.paused_for = [p for p in job.paused_for if pause[1] and p != pause]  # 0: said by an earlier version
             if not job.paused_for:
                 job.pause_ns = 0
 
