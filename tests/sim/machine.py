@@ -285,7 +285,7 @@ class Worker:
                 worker.handle(events.PeerRefused(None, refusal.code, str(refusal), by_us=True))
                 self.put(events.PeerRefused(node, refusal.code, refusal.text, by_us=False), 0.01)
                 return
-            if isinstance(heard, messages.Heartbeat):
+            if isinstance(heard, messages.Heartbeat) and worker.node.peers.takes(envelope.node, envelope.incarnation):
                 worker.ports[envelope.node] = heard.bulk_port
             worker.handle(events.PeerSaid(envelope.node, envelope.incarnation, heard))
 

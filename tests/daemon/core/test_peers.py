@@ -1,9 +1,12 @@
-"""Who counts as alive: a dead node's last words, read late, do not bring it back; a node that speaks on is back."""
+"""Who counts as alive: a dead node's last words, read late, do not bring it back; a node that speaks on is back.
+
+And who is a node, where two machines claim to be.
+"""
 
 import pytest
-from holdfast.daemon.core import events
+from holdfast.daemon.core import actions, events
 from holdfast.daemon.core.node import Node
-from holdfast.protocol import limits
+from holdfast.protocol import limits, messages
 from sim.cluster import Cluster, ClusterShape
 from sim.machine import Worker
 from sim.network import NetworkFaults
@@ -34,6 +37,13 @@ class Scene:
     def node(self) -> Node:
         return self.worker(0).node
 
+    def rival_speaks(self) -> list[actions.Action]:
+        """Another machine claims to be node 2, under a higher incarnation; returns what node 0 does about it."""
+        beat = self.worker(1).node.peers.table[2].heartbeat
+        assert beat is not None
+        said = events.PeerSaid(2, self.cluster.machines[2].incarnation + 1000, beat)
+        return self.node().handle(said, self.cluster.machines[0].clock_ns)
+
     def die_with_last_words(self) -> None:
         """Node 2 dies; heartbeats of its last seconds are still on their way to node 0."""
         beat = self.node().peers.table[2].heartbeat
@@ -42,6 +52,12 @@ class Scene:
         self.cluster.machines[2].lose()
         self.wait(LATE_S)
         assert not self.node().peers.alive(2)
+
+
+def refusal(decided: list[actions.Action]) -> str:
+    """What a peer is told that is refused; empty if none is."""
+    told = [action.message for action in decided if isinstance(action, actions.SendPeer)]
+    return "".join(message.text for message in told if isinstance(message, messages.Refused))
 
 
 def test_last_words_that_are_read_late_do_not_bring_a_dead_node_back() -> None:
@@ -88,3 +104,43 @@ def test_another_process_in_the_slot_counts_at_its_first_word(lost: bool) -> Non
     until_s = scene.world.now_s + 2 * limits.HEARTBEAT_S
     assert scene.world.run_until(lambda: (peer.incarnation, peer.worker_session) > before, deadline_s=until_s)
     assert scene.node().peers.alive(2)
+
+
+@pytest.mark.parametrize("restarts", [False, True], ids=["long-lived", "restarted"])
+def test_a_node_that_is_alive_is_not_replaced(restarts: bool) -> None:
+    scene = Scene()
+    known = scene.cluster.machines[2].incarnation
+    if restarts:  # and hears the rival before the one that it knows
+        scene.cluster.machines[0].crash_worker()
+        scene.cluster.machines[0].boot()
+        assert not scene.node().peers.alive(2)
+    assert f"has to wait until {known}" in refusal(scene.rival_speaks())
+    scene.wait(LATE_S)
+    assert f"has to wait until {known}" in refusal(scene.rival_speaks())
+    assert scene.node().peers.alive(2)
+    assert scene.node().peers.table[2].incarnation == known
+
+
+def test_a_node_that_is_silent_is_replaced_and_is_refused_from_then_on() -> None:
+    scene = Scene()
+    known = scene.cluster.machines[2].incarnation
+    scene.cluster.partition({2}, seconds=LATE_S, one_way=False)
+    scene.wait(limits.PEER_DEADLINE_S - limits.HEARTBEAT_S)
+    assert refusal(scene.rival_speaks())
+    scene.wait(2 * limits.HEARTBEAT_S)
+    assert not refusal(scene.rival_speaks())
+    assert scene.node().peers.table[2].incarnation > known
+    scene.wait(LATE_S)
+    assert not scene.node().peers.takes(2, known)
+    assert scene.node().peers.table[2].incarnation > known
+
+
+def test_of_two_that_claim_to_be_a_node_the_log_speaks_now_and_then_and_the_present_one_is_not_called_refused() -> None:
+    scene = Scene()
+    lines: list[str] = []
+    for _ in range(int(limits.REFUSAL_PAUSE_S / limits.HEARTBEAT_S) - 1):
+        lines += [action.text for action in scene.rival_speaks() if isinstance(action, actions.Log)]
+        assert scene.node().peers.table[2].refused == ""
+        scene.wait(limits.HEARTBEAT_S)
+    assert len(lines) == 1
+    assert "stop the daemon that is not to be n2" in lines[0]

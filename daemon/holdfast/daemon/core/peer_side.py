@@ -41,7 +41,7 @@ class PeerSide:
     offers: Offers
     ranges: Ranges
     trace_asks: TraceAsks
-    strangers: dict[str, tuple[int, int]] = field(default_factory=dict)  # kind -> (said again from, unsaid count)
+    unsaid: dict[str, tuple[int, int]] = field(default_factory=dict)  # kind -> (said again from, unsaid count)
 
     def refused(self, event: events.PeerRefused) -> None:
         """A peer, or something that claims to be one, was refused, or refuses us."""
@@ -49,24 +49,36 @@ class PeerSide:
         text = f"we refuse {who}: {event.text}" if event.by_us else f"{who} refuses us: {event.text}"
         if event.node is None:
             # Anybody can connect, so the log takes one line per kind of refusal and pause, whatever comes.
-            kind = f"{event.code} {event.text.partition(':')[0]}"  # the code, and the plane
-            said_from_ns, unsaid_count = self.strangers.get(kind, (0, 0))
-            if self.ctx.now_ns < said_from_ns:
-                self.strangers[kind] = said_from_ns, unsaid_count + 1
-                return
-            self.strangers[kind] = self.ctx.seconds(limits.REFUSAL_PAUSE_S), 0
-            text += f" (and {unsaid_count} more refusals of this kind before)" if unsaid_count else ""
-        if event.node is not None and event.node != self.ctx.node:
+            self._log_now_and_then(f"{event.code} {event.text.partition(':')[0]}", text)  # the code, and the plane
+            return
+        behind = event.incarnation > self.ctx.incarnation  # else it speaks of another that would be this node
+        if event.code == "superseded" and (self.peers.alive(event.node) if event.by_us else not behind):
+            # Whoever holds the slot speaks as well, and both go on: that one is not refused.
+            if not event.by_us and event.incarnation == self.ctx.incarnation:
+                text = f"{who} has heard two daemons that are this node: {event.text}"
+            self._log_now_and_then(f"superseded {event.node}", text)
+            return
+        if event.node != self.ctx.node:
             peer = self.peers.table[event.node]
             if peer.refused == text:
                 return
             peer.refused = text
-            behind = event.incarnation > self.ctx.incarnation  # else it speaks of one that was before us, and is back
-            if event.code == "superseded" and not event.by_us and behind and not self._holds_anything():
+            if event.code == "superseded" and not event.by_us and self._holds_anything():
+                text += "; if that one is gone for good, start this daemon again, with empty memory: it is rebuilt then"
+            elif event.code == "superseded" and not event.by_us:
                 # This is a fresh replacement whose clock lags: take the slot over. It may know jobs already, since it
                 # believes the others while they refuse it.
                 self.ctx.incarnation = event.incarnation + 1
                 text += f"; going on as incarnation {self.ctx.incarnation}"
+        self.ctx.log(text, "error")
+
+    def _log_now_and_then(self, kind: str, text: str) -> None:
+        said_from_ns, unsaid_count = self.unsaid.get(kind, (0, 0))
+        if self.ctx.now_ns < said_from_ns:
+            self.unsaid[kind] = said_from_ns, unsaid_count + 1
+            return
+        self.unsaid[kind] = self.ctx.seconds(limits.REFUSAL_PAUSE_S), 0
+        text += f" (and {unsaid_count} more refusals of this kind before)" if unsaid_count else ""
         self.ctx.log(text, "error")
 
     def _holds_anything(self) -> bool:
@@ -83,7 +95,7 @@ class PeerSide:
         known = self.peers.table[event.node].incarnation
         accepted, lost_flight = self.peers.heard(event.node, event.incarnation, beat)
         if not accepted:
-            text = f"incarnation {event.incarnation} is superseded by {known}, which holds this node's slot"
+            text = self._why_not(event.node, event.incarnation, known)
             if not isinstance(message, messages.Refused):  # two that refuse each other would never stop
                 self._refuse(event.node, "superseded", text, incarnation=known)
             return
@@ -99,6 +111,14 @@ class PeerSide:
         self.ctx.tell(
             node,
             messages.Refused("config" if code == "config" else "superseded", text, incarnation),
+        )
+
+    def _why_not(self, node: int, incarnation: int, known: int) -> str:
+        if incarnation < known:
+            return f"incarnation {incarnation} is superseded by {known}, which holds this node's slot"
+        return (
+            f"incarnation {incarnation} has to wait until {known}, which holds this node's slot, is silent for "
+            f"{limits.PEER_DEADLINE_S} s; if both run on, stop the daemon that is not to be {self.ctx.name_of(node)}"
         )
 
     def flight_lost(self, node: int, *, restarted: bool) -> None:

@@ -128,14 +128,31 @@ class Peers:
         """All live nodes, this one included, in order."""
         return [node for node in range(len(self.ctx.config.nodes)) if self.alive(node)]
 
+    def takes(self, node: int, incarnation: int) -> bool:
+        """Whether a node's slot is that incarnation's, as far as is known here, or falls to it with its next word.
+
+        A lower one than the one known is an old holder of the slot coming back. A higher one is a replacement, and the
+        slot is free for it once the present holder is silent: of two machines that live, the one that is counted on
+        keeps its place, since what it holds would be lost with it.
+        """
+        peer = self.table[node]
+        if incarnation <= peer.incarnation or peer.incarnation == 0:
+            return incarnation >= peer.incarnation
+        return not self.alive(node) and (node in self.ctx.down or self._heard_for_long)
+
+    @property
+    def _heard_for_long(self) -> bool:
+        # Whoever was alive to a predecessor of this worker would have been heard by now.
+        return self.ctx.now_ns >= self.started_ns + int(limits.PEER_DEADLINE_S * 1e9)
+
     def heard(self, node: int, incarnation: int, message: Heartbeat | None) -> tuple[bool, bool]:
         """Something came from a node. Returns (accepted, its earlier in-flight work is gone).
 
-        A lower incarnation than the one known is an old holder of the slot coming back: refused. What a process that
-        was declared down says may be its last words, read late: it counts as alive again only once it goes on speaking.
+        What a process that was declared down says may be its last words, read late: it counts as alive again only once
+        it goes on speaking.
         """
         peer = self.table[node]
-        if incarnation < peer.incarnation:
+        if not self.takes(node, incarnation):
             return False, False
         was_alive = peer.heard_ns is not None
         reborn = incarnation > peer.incarnation

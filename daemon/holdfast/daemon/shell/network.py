@@ -11,7 +11,7 @@ socket handed out. All on the loop's thread. The sockets of the bulk plane are m
 import contextlib
 import logging
 import time
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import TYPE_CHECKING
 
 import zmq
@@ -132,6 +132,7 @@ class ControlPlane:
         self._sealing = sealing
         self._digest = config_digest(config)
         self.incarnation = 0
+        self.takes: Callable[[int, int], bool] = lambda _node, _incarnation: True  # whose word on sealing counts
         self.names = Names([peer.host for peer in config.nodes])
         self._wanted: set[int] = set()  # nodes to be talked to that have names
         self._heard_s: dict[int, float] = {}
@@ -345,7 +346,7 @@ class ControlPlane:
                 bulk_mode=self._config.bulk_mode,
             )
             self._check_sender(envelope.node, body[0])
-            if self._sealing is not None:
+            if self._sealing is not None and self.takes(envelope.node, envelope.incarnation):
                 self._sealing.heard(envelope.node, envelope.incarnation, envelope.bulk)
         except frames.FrameRefusedError as refusal:
             found.append(events.PeerRefused(None, refusal.code, f"{refusal}", by_us=True))

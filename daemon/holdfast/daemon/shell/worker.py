@@ -145,6 +145,7 @@ class Worker:
             state_dir=str(self.records.directory),
         )
         self.node = Node(self.context, started_ns=now_ns)
+        self.control.takes = self.node.peers.takes
         if record is not None:
             self._resume(record)
         self.arena.drop_strays()
@@ -251,7 +252,7 @@ class Worker:
             self._handle(event)
         for event in self.control.receive(self.door.tokens, ready):
             if isinstance(event, events.PeerSaid) and isinstance(event.message, messages.Heartbeat):
-                self._tell_bulk(event.node, event.message.bulk_port)
+                self._tell_bulk(event, event.message.bulk_port)
             self._handle(event)
         for client, arrived in list(self.door.clients.items()):
             if arrived.connection.fileno() in ready and self.door.ended(client):
@@ -261,10 +262,10 @@ class Worker:
             self.link.revive()
             self.poller.register(self.link.fileno(), READABLE)
 
-    def _tell_bulk(self, node: int, port: int) -> None:
-        address = self.control.names.of(node)
-        if address is not None:
-            self.bulk.peer_port(node, port, address)
+    def _tell_bulk(self, said: events.PeerSaid, port: int) -> None:
+        address = self.control.names.of(said.node)
+        if address is not None and self.node.peers.takes(said.node, said.incarnation):
+            self.bulk.peer_port(said.node, port, address)
 
     def _welcome_clients(self) -> None:
         for _ in range(limits.CLIENT_COUNT_MAX):
