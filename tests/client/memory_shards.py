@@ -12,9 +12,20 @@ from holdfast.protocol.ids import SnapshotId
 from holdfast.protocol.layout import Layout, ShardPlace
 
 
-def staged(state: Mapping[str, object]) -> bytes:
-    """One rank's shard of a state."""
-    layout = ShardLayout.build(state)
+@dataclass(frozen=True)
+class Numbers:
+    """A rank of a job in which every rank of the default group takes part, and who else."""
+
+    rank: int
+    world_size: int
+
+    def role_of(self, global_rank: int) -> int | None:
+        return global_rank if global_rank < self.world_size else None
+
+
+def staged(state: Mapping[str, object], ranks: Numbers | None = None) -> bytes:
+    """One rank's shard of a state; of what others have alike only its share, if `ranks` tells who they are."""
+    layout = ShardLayout.build(state, ranks=ranks)
     shard = bytearray(layout.shard_bytes)
     layout.capture().write(memoryview(shard))
     return bytes(shard)

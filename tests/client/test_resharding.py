@@ -10,7 +10,7 @@ from holdfast.client.resharding import reshard_into
 from holdfast.client.rng import capture_rng, restore_rng
 from holdfast.client.state_errors import RestoreMismatchError
 from holdfast.protocol.ids import SnapshotId
-from memory_shards import Source, reader_of, staged
+from memory_shards import Numbers, Source, reader_of, staged
 from torch import nn
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.placement_types import _StridedShard
@@ -54,13 +54,14 @@ def state_of(layout: Cut, *, rank: int, blank: bool = False, prefix: str = "") -
     return {"model": model, "optimizer": optimizer, "scheduler": scheduler, "data": data}
 
 
-def shards_of(layout: Cut, **options: Any) -> list[bytes]:
+def shards_of(layout: Cut, *, pooled: bool = False, **options: Any) -> list[bytes]:
     shards = []
     before = capture_rng()
     for rank in range(layout.world_size):
         with as_rank(rank, layout.world_size):
             torch.manual_seed(rank)
-            shards.append(staged(state_of(layout, rank=rank, **options)))
+            ranks = Numbers(rank, layout.world_size) if pooled else None
+            shards.append(staged(state_of(layout, rank=rank, **options), ranks))
     restore_rng(before)
     return shards
 
@@ -94,8 +95,9 @@ def check(live: Mapping[str, Any], layout: Cut) -> None:
     ],
     ids=str,
 )
-def test_a_state_is_put_into_another_layout(before: Cut, after: Cut, prefix: str) -> None:
-    shards = shards_of(before, prefix=prefix)
+@pytest.mark.parametrize("pooled", [False, True], ids=["whole", "pooled"])
+def test_a_state_is_put_into_another_layout(before: Cut, after: Cut, prefix: str, *, pooled: bool) -> None:
+    shards = shards_of(before, prefix=prefix, pooled=pooled)
     for rank in range(after.world_size):
         with as_rank(rank, after.world_size):
             live = state_of(after, rank=rank, blank=True)

@@ -9,6 +9,7 @@ import msgspec
 from holdfast.client.copies import choose
 from holdfast.client.errors import RanksDisagreeError
 from holdfast.client.ranks import Ranks
+from holdfast.client.replicas import Claim
 from holdfast.client.session import RankPlan
 from holdfast.client.shard import ShardLayout
 from holdfast.protocol import limits
@@ -42,6 +43,7 @@ class Part(msgspec.Struct):
     kind: Literal["plan", "restore", "done"] = "plan"
     fatal: bool = False  # something is committed and can't be had
     copies: tuple[tuple[str, int], ...] = ()  # durable copies that are restored instead, and their steps; best first
+    claims: tuple[Claim, ...] = ()  # what others must have alike
 
     def offer(self, answer: RestoreAnswer) -> str:
         """Name the durable copies that may be restored instead of what the cluster found in memory, if there are any.

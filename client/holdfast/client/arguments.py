@@ -11,7 +11,7 @@ def is_settled(state: Mapping[str, object]) -> bool:
     return all(item.state for item in state.values() if isinstance(item, torch.optim.Optimizer))
 
 
-def check_arguments(job: str, every: int, on_error: str, stage: str) -> None:
+def check_arguments(job: str, every: int, on_error: str, stage: str, replicated: str) -> None:
     """Refuse what can't be meant.
 
     Raises:
@@ -25,3 +25,5 @@ def check_arguments(job: str, every: int, on_error: str, stage: str) -> None:
         raise ValueError(f'on_error: expected "warn" or "raise", found {on_error!r}')
     if stage not in {"lazy", "blocking"}:
         raise ValueError(f'stage: expected "lazy" or "blocking", found {stage!r}')
+    if replicated not in {"auto", "none"}:
+        raise ValueError(f'replicated: expected "auto" or "none", found {replicated!r}')

@@ -18,6 +18,7 @@ from holdfast.client.flat_parameters import is_cut
 from holdfast.client.flatten import unflatten
 from holdfast.client.manifest import (
     HEADER_BYTES,
+    ITEM_BYTES,
     Header,
     Manifest,
     Path,
@@ -27,7 +28,7 @@ from holdfast.client.manifest import (
     show_path,
 )
 from holdfast.client.names import DDP_PREFIX, bare_name, canonical_names
-from holdfast.client.pieces import Piece
+from holdfast.client.pieces import Piece, Span
 from holdfast.client.state_errors import MalformedShardError, RestoreMismatchError
 from holdfast.protocol.layout import Layout
 from torch.distributed.checkpoint._nested_dict import flatten_state_dict
@@ -226,14 +227,28 @@ def _add_entry(found: Catalogue, name: str, role: int, head: Head, entry: Tensor
         known.problem = f"{name}: was staged as a partial sum ({', '.join(sharding.placements)}); reduce it first"
     if math.prod(entry.shape) == 0 and math.prod(shape) > 0:
         return  # this rank holds nothing of it
-    start_bytes = head.header.payload_offset + entry.offset
     piece = known.pieces.get(offset)
     if piece is None:
-        known.pieces[offset] = Piece(offset, entry.shape, (role,), (start_bytes,))
-    elif piece.shape != entry.shape:
+        piece = known.pieces[offset] = Piece(offset, entry.shape, (), ())
+    if entry.pool is not None and piece.shape == entry.shape:
+        known.pieces[offset] = piece.with_span(head.manifest.pools[entry.pool].roles, _held(role, head, entry))
+        return
+    start_bytes = head.header.payload_offset + entry.offset
+    if piece.shape != entry.shape:
         known.problem = f"{name}: rank {role} holds {list(entry.shape)} at {list(offset)}, another {list(piece.shape)}"
     elif role not in piece.roles:
         known.pieces[offset] = piece._replace(roles=(*piece.roles, role), start_bytes=(*piece.start_bytes, start_bytes))
+
+
+def _held(role: int, head: Head, entry: TensorEntry) -> Span | None:
+    """What of an entry lies in the role's share of its pool; None if nothing does."""
+    assert entry.pool is not None
+    pool = head.manifest.pools[entry.pool]
+    start, stop = pool.share
+    low, high = max(start, entry.offset), min(stop, entry.offset + entry.size_bytes)
+    if low >= high:
+        return None
+    return Span(low - entry.offset, high - entry.offset, role, head.header.payload_offset + pool.offset + low - start)
 
 
 def _keep_by_rank(found: Catalogue) -> None:
@@ -248,6 +263,12 @@ def _keep_by_rank(found: Catalogue) -> None:
 
 
 def _gap(name: str, tensor: SavedTensor) -> str:
+    for piece in tensor.pieces.values():
+        for cut in piece.cuts:
+            if missing_bytes := cut.missing_bytes(piece.element_count() * ITEM_BYTES[tensor.dtype]):
+                return (
+                    f"{name}: roles {list(cut.roles)} were to hold it together, {missing_bytes} bytes are not held once"
+                )
     held, expected = sum(piece.element_count() for piece in tensor.pieces.values()), math.prod(tensor.shape)
     return "" if held == expected else f"{name}: expected {expected} elements over all ranks, found {held}"
 

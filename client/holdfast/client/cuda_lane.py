@@ -30,7 +30,9 @@ class CudaLane:
         small: list[Piece] = []
         self.straight: list[Piece] = []
         for each in pieces:
-            packed = each.raw is not None and each.size_bytes < DEVICE_SMALL_BYTES
+            # A small piece that lies apart is a large tensor's share: the buffer would have to span what lies between.
+            beside = not small or small[-1].end == each.offset
+            packed = each.raw is not None and each.size_bytes < DEVICE_SMALL_BYTES and beside
             (small if packed else self.straight).append(each)
         self.pack = Pack(small, device) if small else None
         self.eager = Pack(at_once, device) if at_once else None

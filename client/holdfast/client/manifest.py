@@ -15,11 +15,17 @@ A shard is, in this order and each part on a 64-byte boundary:
 Offsets in the manifest count from the payload's start, so the manifest does not depend on its own
 length. Parsing trusts nothing: whatever bytes come in, the answer is a checked ``ParsedShard`` or
 ``MalformedShardError``.
+
+A *pool* is what several ranks have alike: tensors laid end to end as in a payload, and cut into equal *shares*, one in
+the payload of each of these ranks. An entry that lies in a pool has its place there. A *witness* is a line of a pool
+that is not in this rank's share, as this rank has it.
 """
 
 import hashlib
 import math
 import struct
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import msgspec
@@ -27,6 +33,7 @@ from holdfast.client.state_errors import MalformedShardError
 
 MAGIC = b"HFSHARD1"
 FORMAT_VERSION = 1
+FORMAT_VERSION_POOLED = 2  # of a shard with pools; others stay readable by releases that know none
 ALIGN_BYTES = 64  # a cache line: no two tensors share one, and every dtype is aligned
 HEADER = struct.Struct("<8sIIQQQQQQ")
 HEADER_BYTES = HEADER.size
@@ -100,13 +107,13 @@ class Sharding(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError("a negative number in a sharding")
 
 
-class TensorEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class TensorEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """One tensor of the state.
 
     Entries may share a place: equal views of one memory are stored once.
     ``shape`` is local, in elements; ``stride`` is told only where the live tensor is dense but not
-    in C order (the bytes always are); ``offset`` counts bytes from the payload's start; ``lazy``
-    tells which copy made it.
+    in C order (the bytes always are); ``offset`` counts bytes from the payload's start, or from that of
+    the ``pool`` in which it lies; ``lazy`` tells which copy made it.
     """
 
     path: Path
@@ -117,6 +124,7 @@ class TensorEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     size_bytes: int
     lazy: bool
     sharding: Sharding | None
+    pool: int | None = None
 
     def __post_init__(self) -> None:
         if not self.path:
@@ -139,7 +147,47 @@ class TensorEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError(f"{show_path(self.path)}: local and global dimensions differ")
 
 
-class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Pool(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Bytes that several roles have alike, and the share of them that lies here.
+
+    ``roles`` ascend; ``index`` is this shard's among them; ``size_bytes`` is the whole pool's; ``offset`` is where the
+    share begins in the payload.
+    """
+
+    roles: tuple[int, ...]
+    index: int
+    size_bytes: int
+    offset: int
+
+    def __post_init__(self) -> None:
+        ascend = all(before < after for before, after in pairwise(self.roles))
+        if len(self.roles) < 2 or not ascend or self.roles[0] < 0 or not 0 <= self.index < len(self.roles):
+            raise ValueError(f"a pool of roles {self.roles}, of which this is number {self.index}")
+        if min(self.size_bytes, self.offset) < 0 or self.size_bytes % ALIGN_BYTES or self.offset % ALIGN_BYTES:
+            raise ValueError(f"a pool of {self.size_bytes} bytes at {self.offset}")
+
+    @property
+    def share(self) -> tuple[int, int]:
+        """From where to where in the pool this shard's share goes."""
+        return share_of(self.size_bytes, len(self.roles), self.index)
+
+    @property
+    def share_bytes(self) -> int:
+        """How many bytes of the pool lie here."""
+        start, stop = self.share
+        return stop - start
+
+
+class Witness(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``size_bytes`` of a pool from ``start`` on, as this rank has them; they lie at ``offset`` of the payload."""
+
+    pool: int
+    start: int
+    size_bytes: int
+    offset: int
+
+
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """Every tensor of one rank's state and its place; knows neither rank nor step.
 
     ``parameters`` names, for each optimizer, its parameters in the order in which its state numbers them.
@@ -152,16 +200,24 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     payload_bytes: int
     objects_capacity_bytes: int
     parameters: dict[str, tuple[str, ...]] = msgspec.field(default_factory=dict)
+    pools: tuple[Pool, ...] = ()
+    witnesses: tuple[Witness, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.version != FORMAT_VERSION:
-            raise ValueError(f"manifest version {self.version}, this program reads {FORMAT_VERSION}")
+        if self.version != version_of(self.pools):
+            raise ValueError(f"manifest version {self.version} with {len(self.pools)} pools")
         if len(self.tensors) > TENSOR_COUNT_MAX:
             raise ValueError(f"{len(self.tensors)} tensors, at most {TENSOR_COUNT_MAX}")
+        _check_pools(self)
         for entry in self.tensors:
             where = show_path(entry.path)
-            if entry.offset + entry.size_bytes > self.payload_bytes:
-                raise ValueError(f"{where}: ends behind the payload of {self.payload_bytes} bytes")
+            if entry.pool is not None and entry.pool not in range(len(self.pools)):
+                raise ValueError(f"{where}: pool {entry.pool} of {len(self.pools)}")
+            room, room_bytes = "payload", self.payload_bytes
+            if entry.pool is not None:
+                room, room_bytes = f"pool {entry.pool}", self.pools[entry.pool].size_bytes
+            if entry.offset + entry.size_bytes > room_bytes:
+                raise ValueError(f"{where}: ends behind the {room} of {room_bytes} bytes")
             if entry.path[0] not in self.names:
                 raise ValueError(f"{where}: belongs to none of {self.names}")
             if entry.sharding is not None:
@@ -179,6 +235,7 @@ class Header(NamedTuple):
     objects_bytes: int
     objects_capacity_bytes: int
     shard_bytes: int
+    version: int = FORMAT_VERSION
 
     @property
     def payload_offset(self) -> int:
@@ -187,7 +244,7 @@ class Header(NamedTuple):
 
     def pack(self) -> bytes:
         """The header's 64 bytes."""
-        return HEADER.pack(MAGIC, FORMAT_VERSION, 0, *self)
+        return HEADER.pack(MAGIC, self.version, 0, *self[:-1])
 
 
 class ParsedShard(NamedTuple):
@@ -202,6 +259,22 @@ class ParsedShard(NamedTuple):
 def align(size_bytes: int) -> int:
     """``size_bytes`` rounded up to the next boundary."""
     return -(-size_bytes // ALIGN_BYTES) * ALIGN_BYTES
+
+
+def share_of(size_bytes: int, count: int, index: int) -> tuple[int, int]:
+    """From where to where the share with this index goes, where ``size_bytes`` are cut for ``count`` roles.
+
+    Cuts lie on boundaries. Shares are disjoint and make up the whole; no two differ by more than one line.
+    """
+    assert size_bytes % ALIGN_BYTES == 0
+    assert 0 <= index < count
+    lines = size_bytes // ALIGN_BYTES
+    return lines * index // count * ALIGN_BYTES, lines * (index + 1) // count * ALIGN_BYTES
+
+
+def version_of(pools: Sequence[Pool]) -> int:
+    """The format of a shard with these pools."""
+    return FORMAT_VERSION_POOLED if pools else FORMAT_VERSION
 
 
 def show_path(path: Path) -> str:
@@ -232,11 +305,13 @@ def digest_of(manifest_bytes: bytes) -> str:
     return hashlib.sha256(manifest_bytes).hexdigest()
 
 
-def plan_header(manifest_bytes: int, objects_capacity_bytes: int, payload_bytes: int) -> Header:
+def plan_header(
+    manifest_bytes: int, objects_capacity_bytes: int, payload_bytes: int, *, version: int = FORMAT_VERSION
+) -> Header:
     """Place the parts of a shard one behind the other, with no objects in it yet."""
     objects_offset = align(HEADER_BYTES + manifest_bytes)
     shard_bytes = align(objects_offset + objects_capacity_bytes + payload_bytes)
-    return Header(HEADER_BYTES, manifest_bytes, objects_offset, 0, objects_capacity_bytes, shard_bytes)
+    return Header(HEADER_BYTES, manifest_bytes, objects_offset, 0, objects_capacity_bytes, shard_bytes, version)
 
 
 def parse_header(shard: memoryview, *, shard_bytes: int | None = None) -> Header:
@@ -251,11 +326,12 @@ def parse_header(shard: memoryview, *, shard_bytes: int | None = None) -> Header
     magic, version, reserved, *numbers = HEADER.unpack(shard[:HEADER_BYTES])
     if magic != MAGIC:
         raise MalformedShardError(f"expected a shard's magic {MAGIC!r}, found {magic!r}")
-    if version != FORMAT_VERSION or reserved:
+    if version not in {FORMAT_VERSION, FORMAT_VERSION_POOLED} or reserved:
         raise MalformedShardError(
-            f"shard format {version}, this program reads {FORMAT_VERSION}: restore with the release that wrote it"
+            f"shard format {version}, this program reads {FORMAT_VERSION} and {FORMAT_VERSION_POOLED}: restore with "
+            "the release that wrote it"
         )
-    header = Header(*numbers)
+    header = Header(*numbers)._replace(version=version)
     found_bytes = shard.nbytes if shard_bytes is None else shard_bytes
     if header.shard_bytes != found_bytes or header.shard_bytes > SHARD_BYTES_MAX:
         raise MalformedShardError(
@@ -301,6 +377,8 @@ def parse_manifest(encoded: memoryview, header: Header) -> Manifest:
         manifest = msgspec.msgpack.decode(encoded, type=Manifest)
     except (msgspec.DecodeError, ValueError, RecursionError, OverflowError) as error:
         raise MalformedShardError(f"the manifest cannot be read: {error}") from error
+    if manifest.version != header.version:
+        raise MalformedShardError(f"a manifest of format {manifest.version} behind a header of format {header.version}")
     if (
         align(header.payload_offset + manifest.payload_bytes) != header.shard_bytes
         or manifest.objects_capacity_bytes != header.objects_capacity_bytes
@@ -311,6 +389,20 @@ def parse_manifest(encoded: memoryview, header: Header) -> Manifest:
             f"{header.shard_bytes - header.payload_offset} and {header.objects_capacity_bytes}"
         )
     return manifest
+
+
+def _check_pools(manifest: Manifest) -> None:
+    for number, pool in enumerate(manifest.pools):
+        if pool.offset + pool.share_bytes > manifest.payload_bytes:
+            raise ValueError(f"pool {number}: its share ends behind the payload of {manifest.payload_bytes} bytes")
+    for witness in manifest.witnesses:
+        if witness.pool not in range(len(manifest.pools)):
+            raise ValueError(f"a witness of pool {witness.pool} of {len(manifest.pools)}")
+        if min(witness.start, witness.offset, witness.size_bytes) < 0 or (
+            witness.start + witness.size_bytes > manifest.pools[witness.pool].size_bytes
+            or witness.offset + witness.size_bytes > manifest.payload_bytes
+        ):
+            raise ValueError(f"a witness lies nowhere: {witness}")
 
 
 def _check_mesh(where: str, sharding: Sharding, meshes: tuple[Mesh, ...]) -> None:

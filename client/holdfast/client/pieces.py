@@ -17,6 +17,28 @@ assert GAP_BYTES_MIN < SPAN_BYTES_MAX
 Numbers = tuple[int, ...]
 
 
+class Span(NamedTuple):
+    """A run of a piece's bytes and where it lies."""
+
+    start: int  # from the piece's first byte
+    stop: int
+    role: int
+    offset_bytes: int  # in the role's shard
+
+
+class Cut(NamedTuple):
+    """A piece that several roles hold together, each a part of its bytes."""
+
+    roles: Numbers  # who has the piece in its live state; some may hold nothing of it
+    spans: tuple[Span, ...]  # ascending, one behind the other once all heads were read
+
+    def missing_bytes(self, size_bytes: int) -> int:
+        """How many of the piece's bytes nobody holds, or two do."""
+        ends = [0, *(span.stop for span in self.spans)]
+        gaps = sum(abs(span.start - end) for span, end in zip(self.spans, ends, strict=False))
+        return gaps + abs(size_bytes - ends[-1])
+
+
 class Piece(NamedTuple):
     """One rank's part of a global tensor; ``offset`` and ``shape`` are in elements of the global tensor."""
 
@@ -24,6 +46,7 @@ class Piece(NamedTuple):
     shape: Numbers
     roles: Numbers  # who holds this very part, in ascending order; replicas are equal
     start_bytes: Numbers  # for each of them: where the part begins in its shard
+    cuts: tuple[Cut, ...] = ()  # who holds it together
 
     def element_count(self) -> int:
         """Elements of the piece."""
@@ -33,6 +56,30 @@ class Piece(NamedTuple):
         """(role, first byte in its shard) of the holder that `role` should read from: itself, else spread evenly."""
         index = self.roles.index(role) if role in self.roles else role % len(self.roles)
         return self.roles[index], self.start_bytes[index]
+
+    def spans(self, role: int, start: int, length_bytes: int) -> list[Span]:
+        """Where a run of the piece's bytes lies, for a reader of this role: its own cut goes first."""
+        own = next((cut for cut in self.cuts if role in cut.roles), None)
+        if self.roles and (own is None or role in self.roles):
+            holder, first_byte = self.nearest(role)
+            return [Span(start, start + length_bytes, holder, first_byte + start)]
+        cut = own or self.cuts[role % len(self.cuts)]
+        found = []
+        for span in cut.spans:
+            low, high = max(start, span.start), min(start + length_bytes, span.stop)
+            if low < high:
+                found.append(Span(low, high, span.role, span.offset_bytes + low - span.start))
+        return found
+
+    def with_span(self, roles: Numbers, span: Span | None) -> "Piece":
+        """This piece, of which one more role of a cut has told what it holds; None: nothing."""
+        known = next((cut for cut in self.cuts if cut.roles == roles), None)
+        if known is None:
+            return self._replace(cuts=(*self.cuts, Cut(roles, () if span is None else (span,))))
+        if span is None:
+            return self
+        others = tuple(cut for cut in self.cuts if cut.roles != roles)
+        return self._replace(cuts=(*others, Cut(roles, tuple(sorted((*known.spans, span))))))
 
 
 class Read(NamedTuple):

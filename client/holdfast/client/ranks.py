@@ -1,13 +1,40 @@
 """The other ranks of the job: who we are among them, and one exchange of bytes over the job's own process group.
 
-Covers the few collectives that a plan and a restore need. Nothing is pickled: payloads travel as uint8 tensors.
+Covers the few collectives that a plan and a restore need: small texts among all ranks, large bytes among replicas.
+Nothing is pickled: payloads travel as uint8 tensors.
 """
 
+import contextlib
 import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from holdfast.client.errors import HoldfastError
+
+GATHER_TIMEOUT = timedelta(minutes=10)  # torch's own for NCCL: a replica that does not come by then is gone
+
+
+@dataclass(frozen=True, slots=True)
+class Gathering:
+    """Some ranks that give each other bytes over a process group of theirs.
+
+    Attributes:
+        count: how many they are.
+        device: where the bytes must lie.
+    """
+
+    group: dist.ProcessGroup | None
+    count: int
+    device: torch.device
+
+    def gather(self, mine: torch.Tensor) -> list[torch.Tensor]:
+        """Each one's bytes, in the order of ranks: uint8 on `device`, of the same length on all. A collective."""
+        parts = [torch.empty_like(mine) for _ in range(self.count)]
+        dist.all_gather(parts, mine, group=self.group)
+        return parts
 
 
 class Ranks:
@@ -24,6 +51,34 @@ class Ranks:
         self.rank = 0 if self._alone else dist.get_rank(process_group)
         self.world_size = 1 if self._alone else dist.get_world_size(process_group)
         self.local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+
+    def role_of(self, global_rank: int) -> int | None:
+        """The group's number for a rank of the default group; None if it is not in the group."""
+        if self._alone:
+            return 0 if global_rank == 0 else None
+        if self._group is None:
+            return global_rank if global_rank < self.world_size else None
+        try:
+            return dist.get_group_rank(self._group, global_rank)
+        except ValueError:
+            return None
+
+    @contextlib.contextmanager
+    def gathering(self, roles: Sequence[int]) -> Iterator["Gathering"]:
+        """A way for these ranks to give each other bytes. A collective among them; they end it together.
+
+        Ranks in several sets enter them in the same order.
+        """
+        if len(roles) == self.world_size:
+            yield Gathering(self._group, len(roles), self._device())
+            return
+        members = list(roles) if self._group is None else [dist.get_global_rank(self._group, role) for role in roles]
+        backend = dist.get_backend(self._group)
+        group = dist.new_group(members, GATHER_TIMEOUT, backend, use_local_synchronization=True)
+        try:
+            yield Gathering(group, len(roles), self._device())
+        finally:
+            dist.destroy_process_group(group)
 
     def exchange(self, payload: bytes) -> list[bytes]:
         """Every rank's payload, by rank. A collective: all ranks call it together."""

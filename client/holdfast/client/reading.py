@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from holdfast.client.catalogue import Catalogue, ShardBytes
 from holdfast.client.manifest import ALIGN_BYTES, ITEM_BYTES, TensorEntry
-from holdfast.client.pieces import GAP_BYTES_MIN, SPAN_BYTES_MAX, Numbers, Piece, Read, reads
+from holdfast.client.pieces import GAP_BYTES_MIN, SPAN_BYTES_MAX, Numbers, Piece, Read, Span, reads
 from holdfast.client.tensor_bytes import raw_bytes
 
 
@@ -22,6 +22,7 @@ class Wish(NamedTuple):
     Attributes:
         part: a local tensor of shape ``read.lengths``, any device, dtype and strides; overwritten in place.
         dtype: of the bytes. Another dtype of ``part`` is converted.
+        spans: where the bytes lie, if not all in that role's shard.
     """
 
     role: int
@@ -29,6 +30,7 @@ class Wish(NamedTuple):
     read: Read
     part: torch.Tensor
     dtype: str
+    spans: tuple[Span, ...] = ()
 
     @property
     def end_bytes(self) -> int:
@@ -46,13 +48,13 @@ def wishes(piece: Piece, target: torch.Tensor, *, dtype: str, start: Numbers, ro
         start: in elements of the piece.
         role: who reads: replicas are read from the nearest one.
     """
-    holder, first_byte = piece.nearest(role)
     for read in reads(piece.shape, start, tuple(target.shape), item_bytes=ITEM_BYTES[dtype]):
         part = target.detach()
         for dim, (at, length) in enumerate(zip(read.start, read.lengths, strict=True)):
             part = part.narrow(dim, at, length)
         for one, into in _bounded(read, part, dtype):
-            yield Wish(holder, first_byte + one.offset_bytes, one, into, dtype)
+            first, *others = piece.spans(role, one.offset_bytes, one.length_bytes)
+            yield Wish(first.role, first.offset_bytes, one, into, dtype, (first, *others) if others else ())
 
 
 def fulfil(source: ShardBytes, wanted: Iterable[Wish]) -> None:
@@ -61,15 +63,19 @@ def fulfil(source: ShardBytes, wanted: Iterable[Wish]) -> None:
     Raises:
         HoldfastError: bytes can't be had. Some live tensors may be overwritten then.
     """
-    for group in _groups(sorted(wanted, key=lambda wish: (wish.role, wish.offset_bytes))):
+    wanted = list(wanted)
+    for wish in (wish for wish in wanted if wish.spans):
+        _read_spans(source, wish)
+    whole = [wish for wish in wanted if not wish.spans]
+    for group in _groups(sorted(whole, key=lambda wish: (wish.role, wish.offset_bytes))):
         straight = _direct(group[0].read, group[0].part, group[0].dtype) if len(group) == 1 else None
         if straight is not None:
             source.read_into(group[0].role, group[0].offset_bytes, straight)
         else:
             _read_group(source, group)
-        for wish in group:
-            if not wish.part.is_inference():
-                torch.autograd.graph.increment_version(wish.part)  # its memory may have been written behind its back
+    for wish in wanted:
+        if not wish.part.is_inference():
+            torch.autograd.graph.increment_version(wish.part)  # its memory may have been written behind its back
 
 
 def _groups(wanted: list[Wish]) -> Iterator[list[Wish]]:
@@ -97,6 +103,20 @@ def _read_group(source: ShardBytes, group: list[Wish]) -> None:
         wish.part.copy_(raw.as_strided(wish.read.lengths, wish.read.strides, raw.storage_offset()))
 
 
+def _read_spans(source: ShardBytes, wish: Wish) -> None:
+    """Fulfil a wish whose bytes several roles hold together."""
+    read = wish.read
+    straight = _direct(read, wish.part, wish.dtype)
+    buffer = memoryview(bytearray(read.length_bytes)) if straight is None else straight.cast("B")
+    for span in wish.spans:
+        source.read_into(
+            span.role, span.offset_bytes, buffer[span.start - read.offset_bytes :][: span.stop - span.start]
+        )
+    if straight is None:
+        raw = torch.frombuffer(buffer, dtype=getattr(torch, wish.dtype))
+        wish.part.copy_(raw.as_strided(read.lengths, read.strides))
+
+
 def read_box(  # a box of a piece, whose it is, and where it goes
     source: ShardBytes, piece: Piece, target: torch.Tensor, *, dtype: str, start: Numbers, role: int
 ) -> None:
@@ -105,7 +125,8 @@ def read_box(  # a box of a piece, whose it is, and where it goes
 
 
 def read_entry(source: ShardBytes, role: int, payload_offset: int, entry: TensorEntry) -> torch.Tensor:
-    """A rank's own part of a tensor as a new tensor on the CPU."""
+    """A rank's own part of a tensor as a new tensor on the CPU; it must hold the part alone."""
+    assert entry.pool is None
     tensor = torch.empty(entry.shape, dtype=getattr(torch, entry.dtype))
     piece = Piece((0,) * tensor.dim(), entry.shape, (role,), (payload_offset + entry.offset,))
     read_box(source, piece, tensor, dtype=entry.dtype, start=(0,) * tensor.dim(), role=role)

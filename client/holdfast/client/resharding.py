@@ -175,7 +175,7 @@ class _Plan:
         for entry in self._entries(name):
             flat = _flat_name(entry.path)
             known = self.found.tensors[flat]
-            if known.problem and entry.sharding is None and self.same_world:
+            if known.problem and entry.sharding is None and entry.pool is None and self.same_world:
                 self.alone[entry.path] = entry
                 continue
             tensor = there.get(entry.path)

@@ -79,23 +79,63 @@ def restore_into(
             Nothing live was changed, as with the errors above and below.
         StateError: the live state itself cannot be put back into.
     """
-    parsed = _parse(shard, checks)
-    objects, rng = _read_objects(parsed, allow_pickle=allow_pickle)
-    live = _Live.look(state)
-    problems = live.compare(parsed, objects)
-    if problems:
-        raise RestoreMismatchError(mismatch_text(problems))
-    tensors = live.targets(parsed)
-    trees = {name: unflatten(objects[name], tensors, name) for name in state}
-    problems = [text for name in state for text in _key_problems(name, state[name], trees[name])]
-    if problems:
-        raise RestoreMismatchError(mismatch_text(problems))
-    payload = as_payload(parsed.payload)
-    pairs = [(entry, local_of(tensors[entry.path])) for entry in parsed.manifest.tensors]
-    copy_all_in(pairs, payload, checks, parsed.header.payload_offset)
-    for name, item in state.items():
-        load_item(item, trees[name])
-    restore_rng(rng)
+    restoring = Restoring.begin(state, shard, allow_pickle=allow_pickle, checks=checks)
+    if restoring.parsed.manifest.pools:
+        raise RestoreMismatchError(
+            "parts of this shard lie with other ranks: restore it with Snapshotter.restore() or HoldfastReader"
+        )
+    restoring.copy()
+    restoring.finish()
+
+
+@dataclass(slots=True)
+class Restoring:
+    """A shard on its way into a live state that it fits: `begin`, `copy`, what lies with other ranks, `finish`.
+
+    Attributes:
+        tensors: by path: what each entry is copied into.
+        trees: by name: what is handed to each part of the state.
+    """
+
+    state: Mapping[str, object]
+    parsed: ParsedShard
+    tensors: dict[Path, torch.Tensor]
+    trees: dict[str, object]
+    rng: dict[str, object]
+    checks: Checks | None
+
+    @classmethod
+    def begin(
+        cls, state: Mapping[str, object], shard: memoryview, *, allow_pickle: bool, checks: Checks | None
+    ) -> "Restoring":
+        """Compare; nothing live is changed. Arguments and errors as of `restore_into`."""
+        parsed = _parse(shard, checks)
+        objects, rng = _read_objects(parsed, allow_pickle=allow_pickle)
+        live = _Live.look(state)
+        problems = live.compare(parsed, objects)
+        if problems:
+            raise RestoreMismatchError(mismatch_text(problems))
+        tensors = live.targets(parsed)
+        trees = {name: unflatten(objects[name], tensors, name) for name in state}
+        problems = [text for name in state for text in _key_problems(name, state[name], trees[name])]
+        if problems:
+            raise RestoreMismatchError(mismatch_text(problems))
+        return cls(state, parsed, tensors, trees, rng, checks)
+
+    def pairs(self) -> list[tuple[TensorEntry, torch.Tensor]]:
+        """All entries and the local tensors that they fill."""
+        return [(entry, local_of(self.tensors[entry.path])) for entry in self.parsed.manifest.tensors]
+
+    def copy(self) -> None:
+        """Check every chunk of the shard; copy the tensors that lie here whole."""
+        whole = [pair for pair in self.pairs() if pair[0].pool is None]
+        copy_all_in(whole, as_payload(self.parsed.payload), self.checks, self.parsed.header.payload_offset)
+
+    def finish(self) -> None:
+        """Every tensor has its bytes: hand all to whom it belongs."""
+        for name, item in self.state.items():
+            load_item(item, self.trees[name])
+        restore_rng(self.rng)
 
 
 def _parse(shard: memoryview, checks: Checks | None) -> ParsedShard:
@@ -231,7 +271,7 @@ class _Live:
         for path, entry in saved.items():
             if path in self.tensors and entry.size_bytes:
                 known = first.setdefault(memory_key(self.tensors[path]), entry)
-                if known.offset != entry.offset:
+                if (known.pool, known.offset) != (entry.pool, entry.offset):
                     paths = f"{show_path(path)} and {show_path(known.path)}"
                     problems.append(f"{paths}: share memory live, not in the shard")
         return problems

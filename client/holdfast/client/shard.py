@@ -16,16 +16,17 @@ import torch
 from holdfast.client.capture import Capture, Copies
 from holdfast.client.flatten import Flat, Leaf, Rules, check_tensor, save_objects
 from holdfast.client.manifest import (
-    FORMAT_VERSION,
     OBJECTS_BYTES_MAX,
     Manifest,
     digest_of,
     encode_manifest,
     plan_header,
     show_path,
+    version_of,
 )
 from holdfast.client.names import parameter_names
 from holdfast.client.places import Kind, entry_of, find_places, lanes_of, source_of, told
+from holdfast.client.replicas import ALONE, Claim, Numbering, Replicas, can_be_cut, claims, find_replicas
 from holdfast.client.rng import capture_rng
 from holdfast.client.signs import Signs
 from holdfast.client.state_errors import LayoutChangedError, StateError
@@ -54,12 +55,12 @@ class ShardLayout:
     manifest: bytes
     devices: tuple[torch.device, ...]
 
-    def __init__(self, walker: StateWalker, flats: Mapping[str, Flat]) -> None:
+    def __init__(self, walker: StateWalker, flats: Mapping[str, Flat], replicas: Replicas) -> None:
         """Use ``build``."""
         self._walker = walker
         self._flats = dict(flats)
-        places = find_places(flats, walker.lazy_keys(flats))
-        self._sources = places.sources
+        places = find_places(flats, walker.lazy_keys(flats), replicas)
+        self._sources, self._pools = places.sources, places.pools
         self._source_of = {entry.path: index for entry, index in places.placed}
         self._entries = {entry.path: entry for entry, _ in places.placed}
         self._meshes = places.meshes
@@ -68,17 +69,22 @@ class ShardLayout:
         objects = self._save_objects()
         _check_readable(objects, walker.rules)
         record = Manifest(
-            version=FORMAT_VERSION,
+            version=version_of(places.pools.pools),
             names=tuple(flats),
             tensors=tuple(self._entries.values()),
             meshes=tuple(seen.mesh for seen in places.meshes),
             payload_bytes=places.payload_bytes,
             objects_capacity_bytes=_capacity(len(objects)),
             parameters=parameter_names(walker.state),
+            pools=places.pools.pools,
+            witnesses=places.pools.witnesses,
         )
+        self._record = record
         self.manifest = encode_manifest(record)
         self.digest = digest_of(self.manifest)
-        self._header = plan_header(len(self.manifest), record.objects_capacity_bytes, places.payload_bytes)
+        self._header = plan_header(
+            len(self.manifest), record.objects_capacity_bytes, places.payload_bytes, version=record.version
+        )
         self.shard_bytes = self._header.shard_bytes
         self._heads: list[ByteArray] = []
         self._changed: LayoutChangedError | None = None
@@ -87,17 +93,19 @@ class ShardLayout:
         }
         self._at_once: list[int] = []
         self._copies = self._plan_copies()
-        self.devices = tuple(
-            {source.piece.local.device for source in self._sources if source.piece.local.device.type == "cuda"}
-        )
+        self.devices = tuple({source.local.device for source in self._sources if source.local.device.type == "cuda"})
 
     @classmethod
-    def build(cls, state: Mapping[str, object], *, allow_pickle: bool = False) -> "ShardLayout":
+    def build(
+        cls, state: Mapping[str, object], *, allow_pickle: bool = False, ranks: Numbering | None = None
+    ) -> "ShardLayout":
         """Walk ``state`` and give every tensor a place. No tensor is copied.
 
         Args:
             state: Names to tensors or to objects with ``state_dict`` and ``load_state_dict``.
             allow_pickle: Admit objects that only an unrestricted ``torch.load`` reads back.
+            ranks: Of the job: what several of them have alike is cut into shares. They must compare their ``claims``
+                before they use such a layout. None: this rank stages everything that it has.
 
         Raises:
             StateError: something cannot be staged; the text names its path.
@@ -106,7 +114,13 @@ class ShardLayout:
             if not isinstance(name, str):
                 raise StateError(f"{name!r}: expected a string as the name of a part of the state")
         walker = StateWalker(dict(state), Rules(allow_pickle=allow_pickle))
-        return cls(walker, walker.walk())
+        flats = walker.walk()
+        return cls(walker, flats, ALONE if ranks is None else find_replicas(state, flats, ranks))
+
+    def claims(self) -> tuple[Claim, ...]:
+        """What other ranks must have as this one has it now; empty where nothing is cut. Reads all of it."""
+        pooled = [(entry, self._sources[self._source_of[path]].local) for path, entry in self._entries.items()]
+        return claims([pair for pair in pooled if pair[0].pool is not None], self._record)
 
     def capture(self) -> Capture:
         """Copy what may change before the next optimizer step; note the rest.
@@ -147,7 +161,7 @@ class ShardLayout:
         signs = Signs(
             [show_path(source.path) for source in lazies],
             [source.tensor for source in lazies],
-            [source.piece.local for source in lazies],
+            [source.local for source in lazies],
             self._counters,
         )
         return Copies(host, devices, signs, self._walker.reshaped, sum(source.piece.size_bytes for source in lazies))
@@ -185,24 +199,26 @@ class ShardLayout:
             return False
         entry = self._entries[leaf.path]
         check_tensor(leaf.path, leaf.tensor)
-        found = entry_of(leaf, entry.offset, lazy=entry.lazy, meshes=self._meshes)
+        found = entry_of(leaf, entry.offset, lazy=entry.lazy, meshes=self._meshes, pool=entry.pool)
         if found != entry:
             raise LayoutChangedError(
                 f"{show_path(leaf.path)}: expected {told(entry)}, found {told(found)}: build a new layout"
             )
+        if entry.pool is not None and not can_be_cut(leaf.tensor):
+            raise LayoutChangedError(f"{show_path(leaf.path)}: no longer lies in C order: build a new layout")
         if leaf.tensor.device != source.tensor.device:
             raise LayoutChangedError(
                 f"{show_path(leaf.path)}: moved from {source.tensor.device} to {leaf.tensor.device}: build a new layout"
             )
         if source.path == leaf.path:
-            self._sources[index] = source_of(leaf, entry, source.kind)
+            self._sources[index] = source_of(leaf, entry, source.kind, self._pools)
         return True
 
     def _check_sharing(self) -> None:
         """Tensors that share a place must still be one; looked at only when one of them moved."""
         for leaf in (leaf for flat in self._flats.values() for leaf in flat.leaves):
             source = self._sources[self._source_of[leaf.path]]
-            if source.piece.size_bytes and memory_key(leaf.tensor) != memory_key(source.tensor):
+            if source.size_bytes and memory_key(leaf.tensor) != memory_key(source.tensor):
                 raise LayoutChangedError(
                     f"{show_path(leaf.path)}: no longer shares its memory with "
                     f"{show_path(source.path)}: build a new layout"

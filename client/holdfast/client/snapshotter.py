@@ -22,25 +22,24 @@ import torch.distributed as dist
 from holdfast.client.agreement import Part, Proposal, disagreement, exchange
 from holdfast.client.arguments import check_arguments, is_settled
 from holdfast.client.capture import Capture
-from holdfast.client.checks import Checks
 from holdfast.client.elsewhere import Elsewhere
 from holdfast.client.errors import (
     CommitTimeoutError,
     DaemonUnreachableError,
     HoldfastError,
     NotRecoverableError,
-    RefusedError,
     SnapshotSkippedError,
 )
 from holdfast.client.laps import Laps
 from holdfast.client.link import socket_path
+from holdfast.client.own_shard import OwnShard
 from holdfast.client.ranks import Ranks
-from holdfast.client.restore import gpu_of, restore_into
+from holdfast.client.replicas import Claim, contested
 from holdfast.client.session import RankPlan
 from holdfast.client.shard import ShardLayout
 from holdfast.client.stager import Marks, Stager
 from holdfast.client.stalls import Stalls
-from holdfast.client.state_errors import LayoutChangedError, RestoreMismatchError, RottenShardError, ShardError
+from holdfast.client.state_errors import LayoutChangedError, RestoreMismatchError, ShardError
 from holdfast.client.underway import Staging, Underway
 from holdfast.client.updates import before_updates, weakly
 from holdfast.protocol import limits, messages
@@ -50,7 +49,6 @@ from holdfast.protocol.layout import Layout, ShardPlace
 
 log = logging.getLogger("holdfast")
 
-RESTORE_PATIENCE_S = 120.0  # a rebuild that shows no progress for so long has failed
 ASK_PATIENCE_S = 60.0  # the cluster's answer what to restore; it hears all nodes within seconds
 PLAN_RETRY_STEPS = 50  # steps without protection before the ranks try again to agree on a plan
 CLOSE_WAIT_S = 60.0  # for the last snapshot to commit
@@ -75,6 +73,9 @@ class Snapshotter:
         stage: "lazy": parameters and optimizer state are copied in the background until the next update; "blocking":
             `step()` returns when all bytes are copied.
         allow_pickle: whether plain objects beyond torch's safe list may be restored.
+        replicated: "auto": of what torch promises to be equal on several ranks (parameters under DDP, their state in
+            torch's own optimizers, `Replicate` placements of DTensors), each stages a part, and `restore` has them
+            exchange the parts; "none": every rank stages all it has. Equal on all ranks.
 
     `restore`, the first `step` and a `step` after a change of layout are collectives: all ranks call them together.
     `restore` also has memory made for the snapshots to come where the state is complete by then; where the optimizer
@@ -93,11 +94,12 @@ class Snapshotter:
         on_error: Literal["warn", "raise"] = "warn",
         stage: Literal["lazy", "blocking"] = "lazy",
         allow_pickle: bool = False,
+        replicated: Literal["auto", "none"] = "auto",
     ) -> None:
-        check_arguments(job, every, on_error, stage)
+        check_arguments(job, every, on_error, stage, replicated)
         self._state, self._job, self._every = state, job, every
         self._max_stall_s, self._strict, self._blocking = max_stall_s, on_error == "raise", stage == "blocking"
-        self._allow_pickle = allow_pickle
+        self._allow_pickle, self._cut = allow_pickle, replicated == "auto"
         self._ranks = Ranks(process_group)
         self._path = socket_path(socket, local_rank=self._ranks.local_rank)
         self._stager = Stager(self._path, max_stall_s=max_stall_s)
@@ -165,18 +167,31 @@ class Snapshotter:
             )
         self._attempt = lead.attempt
         here = len(lead.nodes) == self._ranks.world_size and lead.nodes[self._ranks.rank] == mine.node
-        failure = self._restore_shard(lead.snapshot, clock) if here else None
+        own = OwnShard(self._state, self._job, self._ranks, self._stager, clock, self._allow_pickle)
+        failure = own.bring(lead.snapshot, lead.attempt) if here else None
         if not here or isinstance(failure, RestoreMismatchError):  # nothing was changed; it may fit in another layout
-            pickled = self._allow_pickle
-            elsewhere = Elsewhere(self._state, self._job, self._path, ranks=self._ranks, allow_pickle=pickled)
-            failure = elsewhere.restore(lead.snapshot, say=self._say)
+            failure = self._elsewhere().restore(lead.snapshot, say=self._say)
             clock.lap("ranges")
-        return self._restored(lead.snapshot.step, str(lead.snapshot), failure, clock)
+        claims = self._restored(str(lead.snapshot), failure, own.claims())
+        if any(claims):  # some have only a part of what they share with others, and all know it
+            if contested(claims):  # not all of them are here: a node changed, or a live state
+                own.drop()
+                failure = self._elsewhere().restore(lead.snapshot, say=self._say) if claims[self._ranks.rank] else None
+                clock.lap("ranges")
+            else:
+                failure = own.complete(lenient=not self._cut, say=self._say)
+            self._restored(str(lead.snapshot), failure, ())
+        clock.lap("agree")
+        self._plan_early(lead.snapshot.step + 1)
+        return lead.snapshot.step
+
+    def _elsewhere(self) -> Elsewhere:
+        return Elsewhere(self._state, self._job, self._path, ranks=self._ranks, allow_pickle=self._allow_pickle)
 
     def _restore_copy(self, lead: Part, clock: Laps) -> int:
         """Memory has nothing to begin from, or what it has was tried too often: begin from a durable copy."""
         self._attempt = lead.attempt or None
-        elsewhere = Elsewhere(self._state, self._job, self._path, ranks=self._ranks, allow_pickle=self._allow_pickle)
+        elsewhere = self._elsewhere()
         copy, step = elsewhere.restore_copies(lead.copies, say=self._say)
         clock.lap("durable")
         self._plan_early(step + 1)
@@ -184,17 +199,16 @@ class Snapshotter:
         self._say(f"restored from the durable copy of step {step} in {copy}, without random generators: {why}")
         return step
 
-    def _restored(self, step: int, what: str, failure: Exception | None, clock: Laps) -> int:
-        """Agree that every rank has the state of `step`. A collective."""
-        done = exchange(self._ranks, Part(self._job, problem=str(failure) if failure else ""), "done")
+    def _restored(self, what: str, failure: Exception | None, claims: tuple[Claim, ...]) -> list[tuple[Claim, ...]]:
+        """Agree that every rank has what it can have by itself; what each lacks, by rank. A collective."""
+        mine = Part(self._job, problem=str(failure) if failure else "", claims=claims)
+        done = exchange(self._ranks, mine, "done")
         if failure is not None:
             raise failure
         failed = [f"rank {rank}: {part.problem}" for rank, part in enumerate(done) if part.problem]
         if failed:
             raise NotRecoverableError(f"{what} could not be restored on every rank: " + "; ".join(failed[:4]))
-        clock.lap("agree")
-        self._plan_early(step + 1)
-        return step
+        return [part.claims for part in done]
 
     def _ask(self, *, begin_fresh: bool) -> Part:
         """Attach; role 0 also asks the cluster what to restore."""
@@ -224,36 +238,6 @@ class Snapshotter:
         welcome = self._stager.submit(lambda: self._stager.attach_within(patience_s)).result()
         self._patience_s = self._max_stall_s
         return welcome
-
-    def _restore_shard(self, snapshot: SnapshotId, clock: Laps) -> Exception | None:
-        left = ""
-        try:
-            try:
-                self._copy_shard(snapshot, clock, verify=False)
-            except RottenShardError as error:
-                left = "; the live state may be overwritten in part: build it anew"
-                log.warning("rank %d: %s; the daemon is asked to repair it", self._ranks.rank, error)
-                self._copy_shard(snapshot, clock, verify=True)
-        except RefusedError as error:
-            return NotRecoverableError(f"{error}{left}")
-        except (HoldfastError, ShardError) as error:
-            return error
-        return None
-
-    def _copy_shard(self, snapshot: SnapshotId, clock: Laps, *, verify: bool) -> None:
-        """Bring this rank's shard into the state; digests are compared by the daemon first, or here just before use."""
-        assert self._attempt is not None
-        request = messages.OpenShard(self._job, self._attempt, snapshot, self._ranks.rank, verify)
-        self._stager.use_gpu(gpu_of(self._state))
-        opened, image = self._stager.submit(
-            lambda: self._stager.open_shard(request, patience_s=RESTORE_PATIENCE_S)
-        ).result()
-        clock.lap("open")
-        shard = image[opened.offset_bytes : opened.offset_bytes + opened.shard_bytes]
-        restore_into(self._state, shard, allow_pickle=self._allow_pickle, checks=Checks.of(image, opened))
-        clock.lap("copy")
-        shard.release()
-        self._stager.submit(lambda: self._stager.close_shard(opened)).result()
 
     # --- staging ---
 
@@ -336,17 +320,15 @@ class Snapshotter:
     def _propose(self, step: int) -> Proposal | None:
         """Agree on a plan, and have the daemons make memory for it; None if that failed, and it was said why."""
         part = Part(self._job) if self._attempt is not None else self._ask(begin_fresh=True)
-        layout: ShardLayout | None = None
-        try:
-            layout = ShardLayout.build(self._state, allow_pickle=self._allow_pickle)
-            self._stager.use_gpu(layout.devices[0] if layout.devices else None)
-            welcome = self._attach()
-            part.node, part.shard_bytes = welcome.node, layout.shard_bytes
-        except (HoldfastError, ShardError) as error:
-            part.problem = part.problem or str(error)
         part.every, part.step, part.version = self._every, step, self._versions + 1
+        layout = self._lay_out(part, cut=self._cut)
         parts = exchange(self._ranks, part, "plan")
         problem = disagreement(parts)
+        if not problem and (unequal := contested([p.claims for p in parts])):
+            self._say(f"{', '.join(unequal)}: not equal on all replicas, so each of them stages everything")
+            layout = self._lay_out(part, cut=False)
+            parts = exchange(self._ranks, part, "plan")
+            problem = disagreement(parts)
         self._attempt = self._attempt or parts[0].attempt or None
         if problem or self._attempt is None or layout is None:
             self._unprotected(step, problem or "no attempt was begun")
@@ -361,6 +343,17 @@ class Snapshotter:
         plan = RankPlan(self._job, self._attempt, self._ranks.rank, agreed)
         deadline_s = monotonic() + limits.ALLOCATE_DEADLINE_S
         return Proposal(plan, layout, self._stager.submit(lambda: self._stager.say_plan(plan, deadline_s=deadline_s)))
+
+    def _lay_out(self, part: Part, *, cut: bool) -> ShardLayout | None:
+        """This rank's layout, which `part` tells the others; None, and why in `part`, if there is none."""
+        try:
+            layout = ShardLayout.build(self._state, allow_pickle=self._allow_pickle, ranks=self._ranks if cut else None)
+            self._stager.use_gpu(layout.devices[0] if layout.devices else None)
+            part.node, part.shard_bytes, part.claims = self._attach().node, layout.shard_bytes, layout.claims()
+        except (HoldfastError, ShardError) as error:
+            part.problem = part.problem or str(error)
+            return None
+        return layout
 
     def _accept(self, step: int, proposal: Proposal) -> bool:
         """Wait until all ranks have their memory."""
@@ -425,8 +418,8 @@ class Snapshotter:
         `other`, the rest: they add up to `stall_s`), `staged_bytes` (of one snapshot of this rank), `skipped` (count),
         `restore_s` (seconds of the
         last restore by phase: `ask` the cluster, `open` the shard, which verifies or rebuilds it, `copy` it into the
-        live state, `agree` with the other ranks; empty before), `attached`, `problem` (why protection does not work
-        now, or empty).
+        live state, `gather` what lies with replicas, `agree` with the other ranks; empty before), `attached`, `problem`
+        (why protection does not work now, or empty).
         """
         standing = self._stager.standing
         return {
