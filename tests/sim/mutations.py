@@ -257,11 +257,6 @@ def believe_what_was_forgotten(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Registry, "is_forgotten", lambda *_: False)
 
 
-def decide_on_an_old_word(patch: pytest.MonkeyPatch) -> None:
-    """What to restore is decided although a node that lives was not heard, which commits something newer meanwhile."""
-    patch.setattr(Collector, "_is_unheard", lambda *_: False)
-
-
 def believe_any_pause(patch: pytest.MonkeyPatch) -> None:
     """A node that waits for the decision on an earlier question is taken to wait for this one, too."""
 
@@ -369,7 +364,6 @@ CAUGHT_BY: tuple[tuple[Mutation, str, int], ...] = (
     (tell_of_a_part_that_is_computed, "long", 4),
     (mix_without_what_absent_nodes_left, "long", 1),
     (believe_a_part_of_a_sum, "long", 0),
-    (decide_on_an_old_word, "restarts", 42),
     (answer_a_dead_ranks_question, "restarts", 9500090),
     (believe_any_pause, "restarts", 12002591),
 )

@@ -185,3 +185,16 @@ def test_a_node_that_was_asked_what_to_restore_lets_nothing_go_until_it_hears_th
     tell(messages.RestoreDecided("a", 1, 0, None, None, problem="nothing can be had", number=1))
     tell(denial)
     assert protected() is None
+
+
+def test_what_to_restore_is_not_decided_before_a_live_node_that_is_silent_was_heard() -> None:
+    cluster = committed_cluster()
+    job = cluster.jobs[0]
+    job.stopped = True
+    job.kill("it ends")
+    cluster.world.run_until(lambda: False, deadline_s=cluster.world.now_s + 3.0)
+    thaws_s = cluster.world.now_s + 1.0
+    cluster.freeze(2, 1.0)
+    heard = cluster.command(0, messages.AskRestore("a"))
+    assert cluster.world.run_until(lambda: bool(heard), deadline_s=cluster.world.now_s + 20.0)
+    assert cluster.world.now_s >= thaws_s, "it may have committed something newer meanwhile, and freed what it held"

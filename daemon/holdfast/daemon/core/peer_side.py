@@ -223,7 +223,10 @@ class PeerSide:
                 raise AssertionError(f"no rule for {type(message).__name__}")
 
     def _peer_gave_up(self, job: Job, snapshot: SnapshotId, loser: int, reason: str, *, told_by: int) -> None:
-        if snapshot in job.given_up or self.ctx.now_ns < job.pause_ns:
+        if snapshot in job.given_up:
+            return
+        slot = job.slot_of(snapshot)
+        if slot is not None and slot.phase in COMPLETE and self.ctx.now_ns < job.pause_ns:
             return  # what was told to be held must hold until it is decided what is restored; heartbeats deny it again
         collector = self.peers.collector
         if told_by not in self.ctx.group and collector not in {told_by, self.ctx.node}:
