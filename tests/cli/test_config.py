@@ -40,6 +40,7 @@ security.keys_dir          none             default
 security.bulk              digest           default
 http.address               off              default
 http.allow_remote          false            default
+trainers.address           off              default
 daemon.socket              /run/x           environment HOLDFAST_SOCKET
 daemon.socket_group        none             default
 scrub.period_s             600              default

@@ -128,7 +128,26 @@ def test_show_lists_public_keys_and_no_secret(tmp_path: Path, capsys: pytest.Cap
     )
     assert main(["keys", "show", "--dir", str(tmp_path), "--json"]) == ExitCode.DONE
     shown = json.loads(capsys.readouterr().out)
-    assert shown == {"schema": "holdfast.keys/1", "dir": str(tmp_path), "keys": keys, "retired": []}
+    assert shown == {"schema": "holdfast.keys/1", "dir": str(tmp_path), "keys": keys, "retired": [], "trainers": {}}
+
+
+def test_trainers_have_pairs_of_their_own_beside_the_nodes_keys(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys = tmp_path / "keys"
+    keys.mkdir()
+    assert main(["keys", "trainer", "--dir", str(keys)]) == ExitCode.USAGE
+    assert "expected the folder with the nodes' keys, found none of theirs" in capsys.readouterr().err
+    write_keys(keys, ["a"])
+    assert main(["keys", "trainer", "--dir", str(keys)]) == ExitCode.DONE
+    assert "HOLDFAST_KEYS_DIR" in capsys.readouterr().out
+    assert (keys / "trainers" / "trainer.key_secret").stat().st_mode & 0o777 == 0o600
+    assert "SECRET key of trainer trainer" in (keys / "trainers" / "trainer.key_secret").read_text()
+    assert main(["keys", "trainer", "--dir", str(keys)]) == ExitCode.USAGE
+    assert "Keys are never overwritten" in capsys.readouterr().err
+    assert main(["keys", "show", "--dir", str(keys)]) == ExitCode.DONE
+    assert read_public_keys(keys / "trainers")["trainer"] in capsys.readouterr().out
+    assert set(read_public_keys(keys)) == {"a"}, "a trainer is no node"
 
 
 def test_show_of_an_empty_a_missing_and_a_damaged_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,10 +21,16 @@ def done(error: Exception | None = None) -> "Future[None]":
     return future
 
 
-def staging(step: int, *, on_host: bool, started: "Future[None]", ended: "Future[None]") -> tuple[Staging, list[str]]:
+def staging(
+    step: int, *, on_host: bool, started: "Future[None]", ended: "Future[None]", goes_on: bool = False
+) -> tuple[Staging, list[str]]:
+    """`goes_on`: its copy has ended, and its bytes have yet to be sent; else the copy ends with all of it."""
     called: list[str] = []
     capture: Any = SimpleNamespace(on_host=on_host, hold_updates=lambda: called.append("hold"))
-    return Staging(SnapshotId(1, step), capture, Marks(started=started), ended), called
+    copied: Future[bool] = Future()
+    if goes_on or ended.done():
+        copied.set_result(goes_on)
+    return Staging(SnapshotId(1, step), capture, Marks(started=started, copied=copied), ended), called
 
 
 def test_what_the_host_copies_is_waited_for_and_then_forgotten() -> None:
@@ -45,6 +51,18 @@ def test_what_a_device_copies_holds_the_update_on_the_device_and_goes_on() -> No
     assert called == ["hold"]
     ended.set_exception(SnapshotSkippedError("late"))
     assert [str(problem) for problem in underway.let_change()] == ["late"]
+    assert underway.end_all() == []
+
+
+def test_what_was_copied_and_is_still_being_sent_holds_up_no_update_but_the_next_snapshots() -> None:
+    underway = Underway(Stalls(), max_stall_s=5.0)
+    ended: Future[None] = Future()
+    one, _ = staging(1, on_host=True, started=done(), ended=ended, goes_on=True)
+    underway.add(one)
+    assert underway.let_change() == []
+    assert underway.make_room() == []
+    ended.set_exception(SnapshotSkippedError("the link broke"))
+    assert [str(problem) for problem in underway.let_change()] == ["the link broke"]
     assert underway.end_all() == []
 
 

@@ -37,7 +37,7 @@ def make_cluster() -> Iterator[MakeCluster]:
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[LocalCluster]:
     """Three nodes with parity 1 for tests that leave a cluster as they found it."""
-    with LocalCluster(nodes=3, parity=1) as shared:
+    with LocalCluster(nodes=3, parity=1, remote=True) as shared:
         shared.start()
         yield shared
 

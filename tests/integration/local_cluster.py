@@ -104,10 +104,12 @@ class LocalCluster:
         settings: tuple[str, ...] = (),
         addresses: list[str] | None = None,
         inside: Callable[[int], list[str]] = lambda node: [],
+        remote: bool = False,
     ) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="hf-"))
         self.inside = inside  # what to put before a node's command, to run it somewhere else
         self.ports = ports or free_ports(nodes)
+        self.remote_ports = free_ports(nodes) if remote else []  # where trainers may come in over the network
         addresses = addresses or [f"127.0.0.1:{port}" for port in self.ports]
         self.names = [f"n{index}" for index in range(nodes)]
         self.keepers: dict[int, subprocess.Popen[bytes]] = {}
@@ -144,12 +146,16 @@ class LocalCluster:
     def spawn(self, node: int) -> None:
         """Start one node's keeper, which starts the worker."""
         worker = ["--config", str(self.config), "--node", self.names[node], "--socket", str(self.socket(node))]
+        environment = dict(os.environ)
+        if self.remote_ports:
+            environment["HOLDFAST_TRAINERS_ADDRESS"] = f"127.0.0.1:{self.remote_ports[node]}"
         with self.log_path(node).open("ab") as log:
             self.keepers[node] = subprocess.Popen(
                 [*self.inside(node), sys.executable, "-m", "holdfast.daemon.keeper", "--", *worker],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                env=environment,
                 start_new_session=True,
             )
 
@@ -223,6 +229,10 @@ class LocalCluster:
     def socket(self, node: int) -> Path:
         """The node's Unix socket."""
         return self.folder / f"{self.names[node]}.sock"
+
+    def remote(self, node: int) -> str:
+        """Where trainers of another host, or that see none of this one's sockets, find the node."""
+        return f"tcp://{self.names[node]}@127.0.0.1:{self.remote_ports[node]}"
 
     def log_path(self, node: int) -> Path:
         """The node's log."""

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -26,15 +27,16 @@ ANSWER_S = 60.0  # a process that imports torch on a busy machine
 class RankProcess:
     """The test's side."""
 
-    def __init__(self, *, socket: Path, job: str, rank: int = 0, world: int = 1, meet: Path | None = None,
-                 size_bytes: int = 1 << 20, every: int = 1, on_error: str = "raise") -> None:  # fmt: skip
+    def __init__(self, *, socket: Path | str, job: str, rank: int = 0, world: int = 1, meet: Path | None = None,
+                 size_bytes: int = 1 << 20, every: int = 1, on_error: str = "raise",
+                 inside: Sequence[str] = ()) -> None:  # fmt: skip
         options = {
             "socket": str(socket), "job": job, "rank": rank, "world": world, "size_bytes": size_bytes,
             "meet": str(meet) if meet else "", "every": every, "on_error": on_error,
         }  # fmt: skip
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "WORLD_SIZE": str(world), "RANK": str(rank)}
         self.process = subprocess.Popen(
-            [sys.executable, __file__, json.dumps(options)],
+            [*inside, sys.executable, __file__, json.dumps(options)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, start_new_session=True,
         )  # fmt: skip
         self._unread = b""

@@ -96,7 +96,7 @@ def unharmed(cluster: LocalCluster) -> Iterator[LocalCluster]:
 
 
 def test_raw_bytes_on_every_port(unharmed: LocalCluster) -> None:
-    ports = [unharmed.ports[0], bulk_port(unharmed, 0)]
+    ports = [unharmed.ports[0], bulk_port(unharmed, 0), unharmed.remote_ports[0]]
     kept = []  # half-open connections stay while the daemon is tested
     for port in ports:
         for payload in raw_attacks(port):

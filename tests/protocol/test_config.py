@@ -37,6 +37,8 @@ bulk = "sealed"
 
 [http]
 address = "127.0.0.1:9200"
+[trainers]
+address = "0.0.0.0:7500"
 
 [scrub]
 period_s = 3600
@@ -135,6 +137,7 @@ def test_a_whole_file_is_read_and_every_origin_known() -> None:
         keys_dir="/etc/holdfast/keys",
         bulk_mode="sealed",
         http_address="127.0.0.1:9200",
+        trainers_address="0.0.0.0:7500",
         socket="/run/holdfast/{node}.sock",
         engine="numpy",
         scrub_period_s=3600,
@@ -165,6 +168,17 @@ def test_a_bulk_mode_is_one_of_two_and_sealing_needs_keys() -> None:
     assert [problem.field for problem in found] == ["security.bulk"]
     assert "expected keys" in found[0].message
     assert parse_config(LEAST, origin="c.toml").config.bulk_mode == "digest"
+
+
+def test_trainers_come_in_from_elsewhere_under_keys_only() -> None:
+    assert parse_config(LEAST, origin="").config.trainers_address is None
+    near = parse_config(LEAST + '[trainers]\naddress = "127.0.0.1:7500"\n', origin="").config
+    assert near.trainers_address == "127.0.0.1:7500"
+    (problem,) = refused(LEAST + '[trainers]\naddress = "0.0.0.0:7500"\n')
+    assert problem.field == "trainers.address"
+    assert "expected keys, since others can reach 0.0.0.0:7500" in problem.message
+    (problem,) = refused(LEAST + '[trainers]\naddress = "tcp://127.0.0.1:7500"\n')
+    assert problem.field == "trainers.address"
 
 
 def test_what_a_file_leaves_out_has_its_default() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from holdfast.protocol import frames, limits, messages
+from holdfast.protocol import frames, limits, messages, remote_messages
 from holdfast.protocol.ids import SnapshotId
 from holdfast.protocol.layout import Layout
 from hypothesis import given, settings
@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 PEER_TYPES = typing.get_args(messages.PeerMessage)
 CLIENT_TYPES = typing.get_args(messages.ClientMessage)
 DAEMON_TYPES = typing.get_args(messages.DaemonMessage)
+TRAINER_TYPES = typing.get_args(remote_messages.TrainerMessage)
+GATE_TYPES = typing.get_args(remote_messages.GateMessage)
 DOOR_TYPES = typing.get_args(messages.DoorMessage)
 IDENTITY: dict[str, Any] = {"cluster": "lab", "epoch": 3, "config": "0123456789abcdef"}
 PLAIN = st.recursive(
@@ -85,6 +87,8 @@ def test_a_peers_message_survives_its_frame(kind: type[msgspec.Struct], data: st
         *((kind, frames.decode_client) for kind in CLIENT_TYPES),
         *((kind, frames.decode_daemon) for kind in DAEMON_TYPES),
         *((kind, frames.decode_door) for kind in DOOR_TYPES),
+        *((kind, frames.decode_trainer) for kind in TRAINER_TYPES),
+        *((kind, frames.decode_gate) for kind in GATE_TYPES),
     ],
 )
 def test_a_message_of_this_host_survives_its_frame(

@@ -21,6 +21,7 @@ _SHOWN_WHEN_NONE = {
     "memory.budget": "auto",
     "security.keys_dir": "none",
     "http.address": "off",
+    "trainers.address": "off",
     "daemon.socket_group": "none",
     "daemon.state_dir": "socket's folder",
     "durable.dir": "off",

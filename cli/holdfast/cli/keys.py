@@ -1,7 +1,8 @@
 """`holdfast keys`: one CURVE key pair per node, in files that zmq.auth reads; made, listed, replaced.
 
 A node needs its own secret file and everybody's public files. Covers making, listing and replacing them; the daemon
-reads and judges them. A replaced key stays listed as retired, so that nodes can change over one by one.
+reads and judges them. A replaced key stays listed as retired, so that nodes can change over one by one. Trainers that
+come in over the network have keys of their own, in a folder beside them.
 """
 
 import argparse
@@ -14,10 +15,14 @@ from holdfast.cli.config import read_config
 from holdfast.cli.output import emit, emit_json, table
 from holdfast.protocol.exit_codes import ExitCode, OperatorError
 from holdfast.protocol.settings import read_name
-from holdfast.protocol.trust import PUBLIC_SUFFIX, RETIRED_SUFFIX, SECRET_SUFFIX, read_key
+from holdfast.protocol.trust import PUBLIC_SUFFIX, RETIRED_SUFFIX, SECRET_SUFFIX, TRAINERS_FOLDER, read_key
 
 _PUBLIC_NOTE = "# Holdfast: public key of node {name}. Every node of the cluster needs this file.\n"
 _SECRET_NOTE = "# Holdfast: SECRET key of node {name}. Only that node may have this file.\n"  # noqa: S105  # words
+_TRAINER_NOTES = (
+    "# Holdfast: public key of trainer {name}. Every node that it may use needs this file.\n",
+    "# Holdfast: SECRET key of trainer {name}. Only its processes may have this file.\n",
+)
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -31,6 +36,11 @@ def add_parser(subparsers: Subparsers) -> None:
     show = parts.add_parser("show", help="list the public keys in a folder")
     show.add_argument("--dir", type=Path, required=True, metavar="D", help="folder with key files")
     add_json_flag(show)
+    trainer = parts.add_parser(
+        "trainer", help="make a key pair for trainers that come in over the network (trainers.address)"
+    )
+    trainer.add_argument("--dir", type=Path, required=True, metavar="D", help="the folder with the nodes' key files")
+    trainer.add_argument("names", nargs="*", metavar="NAME", help="names of the pairs; default: trainer")
     rotate = parts.add_parser("rotate", help="replace nodes' keys; the old ones stay listed until --finish")
     rotate.add_argument("--dir", type=Path, required=True, metavar="D", help="the folder with everybody's key files")
     rotate.add_argument(
@@ -40,28 +50,48 @@ def add_parser(subparsers: Subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run `keys init`, `keys show` or `keys rotate`."""
+    """Run `keys init`, `keys show`, `keys trainer` or `keys rotate`."""
     if args.part == "init":
         names = _names(args)
         write_keys(args.dir, names)
         emit(_next_steps(args.dir, names))
+    elif args.part == "trainer":
+        emit(_trainer(args.dir, args.names or ["trainer"]))
     elif args.part == "rotate":
         emit(_rotate(args))
     elif args.json:
         emit_json(
             "holdfast.keys/1",
-            {"dir": str(args.dir), "keys": read_public_keys(args.dir), "retired": sorted(_retired(args.dir))},
+            {
+                "dir": str(args.dir),
+                "keys": read_public_keys(args.dir),
+                "retired": sorted(_retired(args.dir)),
+                "trainers": _trainers(args.dir),
+            },
         )
     else:
         emit(_listing(args.dir))
     return int(ExitCode.DONE)
 
 
-def write_keys(directory: Path, names: Sequence[str]) -> None:
+def write_trainer_keys(directory: Path, names: Sequence[str]) -> None:
+    """Make pairs for trainers in the folder `trainers` beside the nodes' keys. Otherwise like `write_keys`."""
+    if not read_public_keys(directory):
+        raise OperatorError(
+            ExitCode.USAGE,
+            f"expected the folder with the nodes' keys, found none of theirs in {directory}; make them first with "
+            f"'holdfast keys init --dir {directory} NODE...'",
+        )
+    write_keys(directory / TRAINERS_FOLDER, names, notes=_TRAINER_NOTES)
+
+
+def write_keys(directory: Path, names: Sequence[str], *, notes: tuple[str, str] = (_PUBLIC_NOTE, _SECRET_NOTE)) -> None:
     """Make one CURVE key pair per node: `<name>.key` (public) and `<name>.key_secret`.
 
     All or nothing: if one of the files is there already, none is written. The folder is made if it is missing, and
     closed to others (mode 0700); secret files have mode 0600 from the first byte on.
+
+    `notes` stand at the top of each public and each secret file.
 
     Raises:
         OperatorError: a name that can't be a node's, one named twice, a key that is there already, or a folder that
@@ -75,7 +105,7 @@ def write_keys(directory: Path, names: Sequence[str]) -> None:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         _refuse_to_overwrite(directory, names)
         directory.chmod(0o700)
-        _write_pairs(directory, [(name, *new_keypair()) for name in names])
+        _write_pairs(directory, [(name, *new_keypair()) for name in names], notes)
     except OSError as error:
         raise OperatorError(
             ExitCode.USAGE, f"can't write keys to {directory}: {error}; give --dir a folder that you may write"
@@ -163,6 +193,20 @@ def _rotate(args: argparse.Namespace) -> str:
     )
 
 
+def _trainer(directory: Path, names: Sequence[str]) -> str:
+    write_trainer_keys(directory, names)
+    return (
+        f"Made {', '.join(names)} in {directory / TRAINERS_FOLDER}.\n"
+        f"1. Copy {TRAINERS_FOLDER}/*{PUBLIC_SUFFIX} to the same folder of keys_dir on every node; no restart is "
+        "needed.\n"
+        f"2. Give trainers a folder with the nodes' *{PUBLIC_SUFFIX} files and, in {TRAINERS_FOLDER}/, one secret key "
+        "of a trainer; name it in HOLDFAST_KEYS_DIR.\n"
+        "3. HOLDFAST_SOCKET=tcp://NODE@HOST:PORT, the trainers.address of that node.\n"
+        "To replace a key, make one of another name, change the trainers over, and remove the old public file on the "
+        "nodes."
+    )
+
+
 def _retired(directory: Path) -> set[str]:
     return {path.name.removesuffix(RETIRED_SUFFIX) for path in directory.glob("*" + RETIRED_SUFFIX)}
 
@@ -225,15 +269,15 @@ def _refuse_to_overwrite(directory: Path, names: Sequence[str]) -> None:
         )
 
 
-def _write_pairs(directory: Path, pairs: Sequence[tuple[str, str, str]]) -> None:
+def _write_pairs(directory: Path, pairs: Sequence[tuple[str, str, str]], notes: tuple[str, str]) -> None:
     """Write (name, public, secret) as two files each; what was written is taken back if one fails."""
     written: list[Path] = []
     try:
         for name, public, secret in pairs:
             lines = f'curve\n    public-key = "{public}"\n'
             for suffix, mode, text in (
-                (PUBLIC_SUFFIX, 0o644, _PUBLIC_NOTE.format(name=name) + lines),
-                (SECRET_SUFFIX, 0o600, _SECRET_NOTE.format(name=name) + lines + f'    secret-key = "{secret}"\n'),
+                (PUBLIC_SUFFIX, 0o644, notes[0].format(name=name) + lines),
+                (SECRET_SUFFIX, 0o600, notes[1].format(name=name) + lines + f'    secret-key = "{secret}"\n'),
             ):
                 path = directory / (name + suffix)
                 # O_EXCL: refuses what somebody else made meanwhile, and a symbolic link that points elsewhere.
@@ -263,4 +307,11 @@ def _listing(directory: Path) -> str:
     if not keys:
         return f"No keys in {directory}. Make some with 'holdfast keys init --dir {directory} NODE...'."
     rows = [[name, key, "yes" if (directory / (name + SECRET_SUFFIX)).exists() else "no"] for name, key in keys.items()]
-    return table(["node", "public key", "secret here"], rows, indent="")
+    shown = table(["node", "public key", "secret here"], rows, indent="")
+    trainers = [[name, key] for name, key in _trainers(directory).items()]
+    return shown + ("\n\n" + table(["trainer", "public key"], trainers, indent="") if trainers else "")
+
+
+def _trainers(directory: Path) -> dict[str, str]:
+    folder = directory / TRAINERS_FOLDER
+    return read_public_keys(folder) if folder.is_dir() else {}

@@ -12,11 +12,11 @@ from typing import Any, Protocol, Self, TypeGuard, cast
 
 import torch
 import torch.distributed as dist
+from holdfast.client.addresses import daemon_address
 from holdfast.client.catalogue import Catalogue, ShardBytes, catalogue_of, read_heads, require
 from holdfast.client.dcp_archive import CheckpointId, names_step, safe_archive, step_of
 from holdfast.client.errors import NotRecoverableError, SupersededError
 from holdfast.client.flatten import save_objects
-from holdfast.client.link import socket_path
 from holdfast.client.ranges import Committed, RangeReader
 from holdfast.client.reading import Wish, fulfil, whole_object, wishes
 from holdfast.client.state_errors import RestoreMismatchError
@@ -81,7 +81,7 @@ class HoldfastReader(StorageReader):
         if not JOB_NAME.fullmatch(job):
             raise ValueError(f"job: expected letters, digits, '.', '_' and '-' (at most 64), found {job!r}")
         self._job, self._allow_pickle = job, allow_pickle
-        path = socket_path(socket, local_rank=int(os.environ.get("LOCAL_RANK", "0")))
+        path = daemon_address(socket, local_rank=int(os.environ.get("LOCAL_RANK", "0")))
         self._connect: Callable[[], Ranges] = lambda: RangeReader(job=job, socket=path, timeout_s=timeout_s)
         self._source: Ranges | None = None
         self._snapshot: SnapshotId | None = None

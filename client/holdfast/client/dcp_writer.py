@@ -6,12 +6,12 @@ and to seal it is the work of the `Stager`, as for every other snapshot.
 
 import os
 from dataclasses import dataclass, field
-from pathlib import Path
 from time import monotonic
 from typing import Any, cast
 
 import msgspec
 import torch.distributed as dist
+from holdfast.client.addresses import Address, daemon_address
 from holdfast.client.capture import Capture
 from holdfast.client.dcp_archive import CheckpointId, names_step, step_of
 from holdfast.client.errors import (
@@ -21,7 +21,6 @@ from holdfast.client.errors import (
     RanksDisagreeError,
     SnapshotSkippedError,
 )
-from holdfast.client.link import socket_path
 from holdfast.client.parcel import Parcel
 from holdfast.client.ranks import Ranks
 from holdfast.client.session import RankPlan
@@ -187,7 +186,7 @@ class _Line:
     """This process's line to the daemon for one job, kept over all saves and writers of that job."""
 
     job: str
-    path: Path
+    path: Address
     ranks: Ranks
     stager: Stager = field(init=False)
     plan: RankPlan | None = None
@@ -292,6 +291,6 @@ def _line_of(job: str, socket: Any, ranks: Ranks) -> _Line:  # noqa: ANN401  # a
     key = (job, str(socket))
     line = _lines.get(key)
     if line is None:
-        line = _lines[key] = _Line(job, socket_path(socket, local_rank=ranks.local_rank), ranks)
+        line = _lines[key] = _Line(job, daemon_address(socket, local_rank=ranks.local_rank), ranks)
     line.ranks = ranks
     return line

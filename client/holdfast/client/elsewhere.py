@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from holdfast.client.addresses import Address
 from holdfast.client.agreement import Part, exchange
 from holdfast.client.copies import damage
 from holdfast.client.errors import HoldfastError, NotRecoverableError, RefusedError
@@ -29,7 +30,7 @@ class Elsewhere:
 
     state: Mapping[str, object]
     job: str
-    socket: Path
+    socket: Address
     ranks: Ranks
     allow_pickle: bool
 

@@ -1,4 +1,4 @@
-"""The wires to the daemon: a Unix socket for arrival, memory and life signs, ZeroMQ for messages.
+"""The wires to the daemon: a Unix socket for arrival, memory and life signs, ZeroMQ for messages; or ZeroMQ alone.
 
 The client's one user of zmq.
 
@@ -13,7 +13,9 @@ import mmap
 import os
 import select
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum, auto
 from pathlib import Path
 from time import monotonic
 
@@ -22,9 +24,18 @@ from holdfast.client.errors import DaemonUnreachableError
 from holdfast.client.session import Session
 from holdfast.protocol import frames, limits, messages
 from holdfast.protocol.cadence import Cadence
+from zmq.utils.monitor import recv_monitor_message
+
+Poller = zmq.Poller
+Place = tuple[str, int, int]  # job, slot, generation: one piece of memory
 
 _HELLO_S = limits.CLIENT_HELLO_S
 _MADV_POPULATE_WRITE = 23  # Linux 5.14; not named by the mmap module of Python 3.11
+_TCP_OPTIONS = {
+    zmq.LINGER: 0, zmq.HEARTBEAT_IVL: 1000, zmq.HEARTBEAT_TIMEOUT: 3000, zmq.TCP_MAXRT: 3000, zmq.HANDSHAKE_IVL: 5000,
+    zmq.CONNECT_TIMEOUT: 2000, zmq.RECONNECT_IVL: -1,
+    zmq.MAXMSGSIZE: max(limits.CONTROL_FRAME_BYTES_MAX, limits.REMOTE_PIECE_BYTES_MAX) + (64 << 10),
+}  # fmt: skip
 _libc = ctypes.CDLL(None)  # mmap's own madvise would hold the interpreter lock meanwhile
 
 
@@ -32,25 +43,100 @@ class LinkLostError(DaemonUnreachableError):
     """The daemon closed the connection or died."""
 
 
-def socket_path(given: str | os.PathLike[str] | None, *, local_rank: int) -> Path:
-    """Where the daemon's socket is: as given, $HOLDFAST_SOCKET, /run/holdfast, $XDG_RUNTIME_DIR/holdfast.
+@dataclass(frozen=True, slots=True)
+class WireKeys:
+    """CURVE keys of a connection over the network, Z85: our own pair, and the public key that the node must have."""
 
-    The value may list several sockets, separated by commas: ranks of one host then use them in turn, by local rank.
-    That is how one torchrun drives several nodes on one machine.
+    public: bytes
+    secret: bytes
+    server: bytes
+
+
+class WireState(Enum):
+    """How far a connection over the network has come. The last two are final: it never connects again by itself."""
+
+    CONNECTING = auto()
+    UP = auto()
+    NOT_LISTED = auto()  # the node does not list our key
+    REFUSED = auto()  # the handshake failed for another reason: another key than expected, or one side has none
+    ENDED = auto()
+
+
+class Wire:
+    """One ZeroMQ connection over the network. What is lost with it is not sent again: a new one is another connection.
+
+    Heartbeats end it within seconds where the other side is silent.
     """
-    listed = os.fspath(given) if given is not None else os.environ.get("HOLDFAST_SOCKET", "")
-    if listed:
-        paths = [path for path in listed.split(",") if path]
-        return Path(paths[local_rank % len(paths)])
-    system = Path("/run/holdfast/holdfast.sock")
-    runtime = os.environ.get("XDG_RUNTIME_DIR")
-    if system.exists() or not runtime:
-        return system
-    return Path(runtime) / "holdfast" / "holdfast.sock"
+
+    def __init__(self, endpoint: str, keys: WireKeys | None) -> None:
+        self.state = WireState.CONNECTING
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
+        self._dealer = self._context.socket(zmq.DEALER)
+        for option, value in _TCP_OPTIONS.items():
+            self._dealer.setsockopt(option, value)
+        self._dealer.setsockopt(zmq.IPV6, int("[" in endpoint))
+        if keys is not None:
+            self._dealer.setsockopt(zmq.CURVE_PUBLICKEY, keys.public)
+            self._dealer.setsockopt(zmq.CURVE_SECRETKEY, keys.secret)
+            self._dealer.setsockopt(zmq.CURVE_SERVERKEY, keys.server)
+        self._monitor = self._dealer.get_monitor_socket()
+        self._dealer.connect(endpoint)
+
+    def register(self, poller: zmq.Poller) -> None:
+        """Add what is read to a poller."""
+        poller.register(self._dealer, zmq.POLLIN)
+        poller.register(self._monitor, zmq.POLLIN)
+
+    def wait(self, timeout_s: float) -> None:
+        """Until something has come, or become of the connection."""
+        poller = zmq.Poller()
+        self.register(poller)
+        poller.poll(math.ceil(max(timeout_s, 0.0) * 1000))
+
+    def look(self) -> WireState:
+        """Take in what has become of the connection."""
+        while self._monitor.poll(0):
+            event = int(recv_monitor_message(self._monitor)["event"])
+            if self.state not in (WireState.CONNECTING, WireState.UP):
+                continue
+            if event == zmq.Event.HANDSHAKE_SUCCEEDED:
+                self.state = WireState.UP
+            elif event == zmq.Event.HANDSHAKE_FAILED_AUTH:
+                self.state = WireState.NOT_LISTED
+            elif event in (zmq.Event.HANDSHAKE_FAILED_PROTOCOL, zmq.Event.HANDSHAKE_FAILED_NO_DETAIL):
+                self.state = WireState.REFUSED
+            elif event in (zmq.Event.DISCONNECTED, zmq.Event.CLOSED, zmq.Event.CONNECT_RETRIED):
+                self.state = WireState.ENDED
+        return self.state
+
+    def send(self, parts: Sequence[bytes | memoryview]) -> bool:
+        """Send without copying: what is sent must not change until its answer is here. False: there is no room."""
+        try:
+            self._dealer.send_multipart(parts, zmq.DONTWAIT, copy=False)
+        except zmq.Again:
+            return False
+        return True
+
+    def receive(self) -> list[memoryview] | None:
+        """The frames of one message as libzmq holds them, None if there is none."""
+        try:
+            return [frame.buffer for frame in self._dealer.recv_multipart(zmq.DONTWAIT, copy=False)]
+        except zmq.Again:
+            return None
+
+    def close(self) -> None:
+        """Close at once; what is still queued is lost."""
+        self._dealer.disable_monitor()
+        self._monitor.close(0)
+        self._dealer.close(0)
+        self._context.destroy(linger=0)
 
 
 class Link:
-    """One connection to a daemon."""
+    """One connection to a daemon of this host, whose memory is mapped."""
+
+    transport = "shared memory"
+    path: Path | str  # whom messages of errors name
 
     def __init__(self, path: Path, *, wake_fd: int, cadences: Mapping[int, tuple[Cadence, ...]] | None = None) -> None:
         """Connect and wait for the welcome, at most a few seconds. `cadences`: what a daemon here has announced before.
@@ -167,8 +253,13 @@ class Link:
         for key, (generation, mapping) in self._maps.items():
             if key[0] == job and self._populated.get(key) != generation:
                 self._populated[key] = generation
-                address = ctypes.addressof(ctypes.c_char.from_buffer(mapping))
-                _libc.madvise(ctypes.c_void_p(address), ctypes.c_size_t(len(mapping)), _MADV_POPULATE_WRITE)
+                populate(mapping, 0, len(mapping))
+
+    def ship(self, place: Place, start: int, end: int, *, wanted: Callable[[], bool]) -> None:
+        """See to it that the daemon has these bytes of the image, while they are `wanted`. Here it has."""
+
+    def bring(self, place: Place, start: int, end: int) -> None:
+        """See to it that these bytes of the image are here as the daemon has them. Here they are."""
 
     def memory(self, job: str, slot: int, generation: int) -> memoryview | None:
         """The mapped image of a slot, None if that generation is not here (yet)."""
@@ -189,3 +280,10 @@ class Link:
         self._dealer.close(0)
         self._context.destroy(linger=0)
         self._door.close()
+
+
+def populate(mapping: mmap.mmap, start: int, end: int) -> None:
+    """Fill our page table for bytes of a mapping, without the interpreter lock."""
+    start -= start % mmap.PAGESIZE
+    address = ctypes.addressof(ctypes.c_char.from_buffer(mapping)) + start
+    _libc.madvise(ctypes.c_void_p(address), ctypes.c_size_t(end - start), _MADV_POPULATE_WRITE)

@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from holdfast.client.addresses import connect, daemon_address
 from holdfast.client.errors import DaemonUnreachableError, NotRecoverableError, RefusedError, SupersededError
-from holdfast.client.link import Link, socket_path
+from holdfast.client.link import Link
 from holdfast.protocol import limits, messages
 from holdfast.protocol.exit_codes import ExitCode
 from holdfast.protocol.ids import SnapshotId
@@ -51,7 +52,7 @@ class RangeReader:
             DaemonUnreachableError: nobody answers there.
         """
         self.job, self.timeout_s = job, timeout_s
-        self._path = socket_path(socket, local_rank=0)
+        self._path = daemon_address(socket, local_rank=0)
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._requests = 0
         self._found: Committed | None = None
@@ -190,6 +191,8 @@ class RangeReader:
             session.forget_range(request)
             link.send(messages.CloseRange(request))
             raise DaemonUnreachableError(f"the daemon on {self._path} did not read role {role} within the timeout")
+        end = ready.offset_bytes + ready.length_bytes
+        link.bring((self.job, ready.slot, ready.generation), ready.offset_bytes, end)
         return ready, link
 
     def _refusal(self, denied: messages.RangeDenied) -> Exception:
@@ -216,7 +219,7 @@ class RangeReader:
 
     def _attached(self) -> Link:
         if self._link is None:
-            self._link = Link(self._path, wake_fd=self._wake_fd)
+            self._link = connect(self._path, wake_fd=self._wake_fd)
         return self._link
 
     def _detach(self) -> None:

@@ -19,6 +19,7 @@ from typing import Any, Literal, Self
 
 import torch
 import torch.distributed as dist
+from holdfast.client.addresses import daemon_address
 from holdfast.client.agreement import Part, Proposal, disagreement, exchange
 from holdfast.client.arguments import check_arguments, is_settled
 from holdfast.client.capture import Capture
@@ -31,7 +32,6 @@ from holdfast.client.errors import (
     SnapshotSkippedError,
 )
 from holdfast.client.laps import Laps
-from holdfast.client.link import socket_path
 from holdfast.client.own_shard import OwnShard
 from holdfast.client.ranks import Ranks
 from holdfast.client.replicas import Claim, contested
@@ -60,13 +60,12 @@ class Snapshotter:
 
     Args:
         state: names to anything with `state_dict`/`load_state_dict`, or to a tensor. Held by reference; its bytes are
-        read
-            between `step()` and the next update.
-        job: the job's name: letters, digits, '.', '_' and '-', at most 64. Two jobs on one cluster don't see each
-        other.
+            read between `step()` and the next update.
+        job: the job's name: letters, digits, '.', '_' and '-', at most 64. Jobs of one cluster don't see each other.
         every: steps between two snapshots, equal on all ranks.
         socket: the daemon's Unix socket; default $HOLDFAST_SOCKET, /run/holdfast/holdfast.sock, then
-            $XDG_RUNTIME_DIR/holdfast/holdfast.sock. A comma-separated list gives each local rank its own.
+            $XDG_RUNTIME_DIR/holdfast/holdfast.sock. Where none can be reached: "tcp://host:port", its trainers.address.
+            A comma-separated list gives each local rank its own.
         process_group: the ranks of the job; default the default group, or this process alone.
         max_stall_s: the longest that one call holds up training.
         on_error: "warn": a fault costs protection and is said once; "raise": it is raised at the next call (for tests).
@@ -101,7 +100,7 @@ class Snapshotter:
         self._max_stall_s, self._strict, self._blocking = max_stall_s, on_error == "raise", stage == "blocking"
         self._allow_pickle, self._cut = allow_pickle, replicated == "auto"
         self._ranks = Ranks(process_group)
-        self._path = socket_path(socket, local_rank=self._ranks.local_rank)
+        self._path = daemon_address(socket, local_rank=self._ranks.local_rank)
         self._stager = Stager(self._path, max_stall_s=max_stall_s)
         self._patience_s = max_stall_s
         self._attempt: int | None = None
@@ -416,10 +415,10 @@ class Snapshotter:
         thread and the daemon's room; `copy`, a snapshot under way; `plan`, the ranks' agreement and its memory;
         `capture`, the look at the state and what is copied at once; `enqueue`, the hand-over to the staging thread;
         `other`, the rest: they add up to `stall_s`), `staged_bytes` (of one snapshot of this rank), `skipped` (count),
-        `restore_s` (seconds of the
-        last restore by phase: `ask` the cluster, `open` the shard, which verifies or rebuilds it, `copy` it into the
-        live state, `gather` what lies with replicas, `agree` with the other ranks; empty before), `attached`, `problem`
-        (why protection does not work now, or empty).
+        `restore_s` (seconds of the last restore by phase: `ask` the cluster, `open` the shard, which verifies or
+        rebuilds it, `copy` it into the live state, `gather` what lies with replicas, `agree` with the other ranks;
+        empty before), `attached`, `transport` (of bytes to the daemon: "shared memory" or "zeromq"; empty before),
+        `problem` (why protection does not work now, or empty).
         """
         standing = self._stager.standing
         return {
@@ -433,6 +432,7 @@ class Snapshotter:
             "skipped": self._skipped,
             "restore_s": dict(self._restore_s),
             "attached": standing.attached,
+            "transport": standing.transport,
             "problem": standing.problem,
         }
 

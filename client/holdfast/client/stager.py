@@ -11,16 +11,17 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from pathlib import Path
 from queue import Empty, SimpleQueue
 from time import monotonic
 from typing import TypeVar
 
 import torch
+from holdfast.client.addresses import Address, connect
 from holdfast.client.capture import Capture
 from holdfast.client.cuda_lane import RegisteredMemory
 from holdfast.client.errors import DaemonUnreachableError, RefusedError, SnapshotSkippedError
 from holdfast.client.link import Link, LinkLostError
+from holdfast.client.meeting import Meeting
 from holdfast.client.session import ProtocolMismatchError, RankPlan
 from holdfast.client.state_errors import ShardError
 from holdfast.protocol import limits, messages
@@ -41,6 +42,7 @@ class Standing:
     """Where this rank's snapshots stand; written by the thread, read by anybody."""
 
     attached: bool = False
+    transport: str = ""  # how bytes travel to the daemon that was met last
     sealed_step: int | None = None
     protected_step: int | None = None
     committed: SnapshotId | None = None
@@ -54,13 +56,14 @@ class Marks:
     """How far the staging of one snapshot has come, for those who wait for it."""
 
     granted: "Future[float]" = field(default_factory=Future)  # when the slot was there, by `monotonic`
+    copied: "Future[bool]" = field(default_factory=Future)  # nothing live is read any more; whether bytes are yet to go
     started: "Future[None]" = field(default_factory=Future)  # the host has done its part of the copy, or never will
 
 
 class Stager:
     """One thread, one link."""
 
-    def __init__(self, path: Path, *, max_stall_s: float) -> None:
+    def __init__(self, path: Address, *, max_stall_s: float) -> None:
         self._path, self._max_stall_s = path, max_stall_s
         self._link: Link | None = None
         self._plan: RankPlan | None = None
@@ -72,6 +75,7 @@ class Stager:
         self._wake_lock = threading.Lock()  # so that nobody writes to the descriptor once the thread has closed it
         self._stopping = self._ended = False
         self._retry_s = 0.0
+        self._meeting: Meeting | None = None
         self.standing = Standing()
         self.changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="holdfast-stager", daemon=True)
@@ -126,6 +130,7 @@ class Stager:
             except Empty:
                 pass
             self._listen()
+        self._drop_meeting()
         self._let_go()
         with self._wake_lock:
             self._ended = True
@@ -162,12 +167,17 @@ class Stager:
             self.changed.notify_all()
 
     def _meet_again(self) -> None:
-        self._retry_s = monotonic() + _REATTACH_S
         try:
-            self.attach()
+            self._meeting = self._meeting or Meeting(self._connect)
+            link = self._meeting.outcome()
+            if link is None:
+                return
+            self._meeting = None
+            self._attached(link)
             assert self._plan is not None
             self.say_plan(self._plan, deadline_s=monotonic() + limits.ALLOCATE_DEADLINE_S)
         except (DaemonUnreachableError, RefusedError) as error:
+            self._meeting = None
             self._lost(error)
 
     def _note_progress(self) -> None:
@@ -191,14 +201,25 @@ class Stager:
 
     def attach(self) -> messages.Welcome:
         """Connect, if not connected."""
-        if self._link is None:
-            try:
-                self._link = Link(self._path, wake_fd=self._wake_fd, cadences=self._cadences)
-            except ProtocolMismatchError as error:
-                raise RefusedError(str(error), exit_code=5) from error
-            with self.changed:
-                self.standing.attached, self.standing.problem = True, ""
-        return self._link.session.welcome
+        return (self._link or self._attached(self._connect())).session.welcome
+
+    def _connect(self) -> Link:
+        try:
+            return connect(self._path, wake_fd=self._wake_fd, cadences=self._cadences)
+        except ProtocolMismatchError as error:
+            raise RefusedError(str(error), exit_code=5) from error
+
+    def _drop_meeting(self) -> None:
+        if self._meeting is not None:
+            self._meeting.drop()
+            self._meeting = None
+
+    def _attached(self, link: Link) -> Link:
+        self._drop_meeting()
+        self._link = link
+        with self.changed:
+            self.standing.attached, self.standing.problem, self.standing.transport = True, "", link.transport
+        return link
 
     def attach_within(self, seconds: float) -> messages.Welcome:
         """Connect; a daemon that is just being started or restarted is waited for."""
@@ -257,6 +278,7 @@ class Stager:
             view = self._mapped(opened.job, opened.slot, opened.generation)
             if self._gpu is not None:
                 self._register(self.link, opened.job)
+            self.link.bring((opened.job, opened.slot, opened.generation), *opened.bytes_read)
             return opened, view.toreadonly()
 
     def _await_shard(self, patience_s: float) -> bool:
@@ -326,7 +348,10 @@ class Stager:
             session = link.session
             if plan is None or session.accepted is None or session.plan is not plan:
                 raise LinkLostError(self.standing.problem or "the plan is not accepted yet")
-            link.send(messages.Begin(plan.job, snapshot, plan.role, stall_ns))
+            held_ns = 0
+            if link.transport != Link.transport:  # this thread was busy with sending the one before
+                held_ns = max(0, int((monotonic() - deadline_s + self._max_stall_s) * 1e9))
+            link.send(messages.Begin(plan.job, snapshot, plan.role, stall_ns, held_ns))
             self._stage(link, plan, snapshot, capture, deadline_s, marks)
         except LinkLostError as error:
             self._lost(error)
@@ -334,6 +359,8 @@ class Stager:
         finally:
             if not marks.started.done():
                 marks.started.set_result(None)
+            if not marks.copied.done():
+                marks.copied.set_result(False)
 
     def _stage(  # one snapshot's whole story
         self,
@@ -350,7 +377,10 @@ class Stager:
             return snapshot in session.granted or snapshot in session.refused
 
         if not link.until(answered, deadline_s=deadline_s):
-            self._skip(link, plan, snapshot, f"no slot was free within {self._max_stall_s} s")
+            what = (
+                "no slot was free" if link.transport == Link.transport else "no slot was free, or no room on the way,"
+            )
+            self._skip(link, plan, snapshot, f"{what} within {self._max_stall_s} s")
         if snapshot not in session.granted:
             raise SnapshotSkippedError(f"{snapshot} is skipped: {session.refused[snapshot]}")
         granted = session.granted[snapshot]
@@ -361,6 +391,11 @@ class Stager:
         problem = _copy(capture, view[start : start + session.accepted.shard_bytes], marks.started)
         if problem:
             self._skip(link, plan, snapshot, problem)
+        if link.transport != Link.transport:
+            marks.copied.set_result(True)
+        place = (plan.job, granted.slot, granted.generation)
+        end = start + session.accepted.shard_bytes
+        link.ship(place, start, end, wanted=lambda: snapshot not in session.refused)
         link.send(messages.Seal(plan.job, snapshot, plan.role))
         with self.changed:
             self.standing.sealed_step = _newer(self.standing.sealed_step, snapshot.step)

@@ -48,14 +48,23 @@ class Underway:
         """Make the state free to change: the host waits for what it copies itself, devices for their own copies."""
         skipped: list[SnapshotSkippedError] = []
         for staging in list(self._staging):
-            if not staging.capture.on_host:
-                with contextlib.suppress(FutureTimeoutError):
-                    self._await(staging, staging.marks.started)
-                staging.capture.hold_updates()
-            if staging.capture.on_host or staging.ended.done():
+            if staging.capture.on_host:
+                skipped += self._let_host_change(staging)
+                continue
+            with contextlib.suppress(FutureTimeoutError):
+                self._await(staging, staging.marks.started)
+            staging.capture.hold_updates()
+            if staging.ended.done():
                 self._staging.remove(staging)
-                skipped += self._end(staging)
+                skipped += self._end(staging, staging.ended)
         return skipped
+
+    def _let_host_change(self, staging: Staging) -> list[SnapshotSkippedError]:
+        skipped = self._end(staging, staging.marks.copied)
+        if not skipped and staging.marks.copied.result() and not staging.ended.done():
+            return []  # its bytes are on their way to a daemon that can't see this memory
+        self._staging.remove(staging)
+        return skipped or self._end(staging, staging.ended)
 
     def make_room(self) -> list[SnapshotSkippedError]:
         """Wait until one more may be staged."""
@@ -68,12 +77,13 @@ class Underway:
     def _end_until(self, left_count: int) -> list[SnapshotSkippedError]:
         skipped: list[SnapshotSkippedError] = []
         while len(self._staging) > left_count:
-            skipped += self._end(self._staging.popleft())
+            staging = self._staging.popleft()
+            skipped += self._end(staging, staging.ended)
         return skipped
 
-    def _end(self, staging: Staging) -> list[SnapshotSkippedError]:
+    def _end(self, staging: Staging, future: "Future[None] | Future[bool]") -> list[SnapshotSkippedError]:
         try:
-            self._await(staging, staging.ended)
+            self._await(staging, future)
         except FutureTimeoutError:
             # The copy goes on into a slot that nobody will seal: its version check finds the update that happens now.
             text = f"{staging.snapshot} is skipped: not staged within {self._max_stall_s} s"
@@ -82,7 +92,7 @@ class Underway:
             return [error]
         return []
 
-    def _await(self, staging: Staging, future: "Future[None]") -> None:
+    def _await(self, staging: Staging, future: "Future[None] | Future[bool]") -> None:
         granted = staging.marks.granted
         try:
             future.result(timeout=self._max_stall_s + SLACK_S)

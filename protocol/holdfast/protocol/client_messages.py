@@ -60,6 +60,7 @@ class Begin(Message, frozen=True):
     snapshot: SnapshotId
     role: RoleNumber
     stall_ns: Count | None = None  # how long its training was held up since its last Begin; None: it doesn't tell
+    held_ns: Count = 0  # how long ago it would have begun, had the bytes of the one before not been on their way
 
 
 class Seal(Message, frozen=True):
@@ -228,6 +229,14 @@ class ShardOpened(Message, frozen=True):
     def __post_init__(self) -> None:
         if len(self.digests) % 8:
             raise ValueError(f"digests take 8 bytes each, found {len(self.digests)} bytes")
+
+    @property
+    def bytes_read(self) -> tuple[int, int]:
+        """From where to where the rank reads the image: its shard, or all chunks under it to compare their digests."""
+        if not self.digests:
+            return self.offset_bytes, self.offset_bytes + self.shard_bytes
+        start = self.first_chunk * self.chunk_bytes
+        return start, start + len(self.digests) // 8 * self.chunk_bytes
 
 
 class ShardPending(Message, frozen=True):

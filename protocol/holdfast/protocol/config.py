@@ -96,6 +96,7 @@ class ClusterConfig:
             "sealed" (encrypted and authenticated; needs keys and the extra holdfast[sealed]).
         http_address: host:port of the status pages, or None: off.
         http_allow_remote: whether that address may be one that other machines reach. Nothing there is authenticated.
+        trainers_address: host:port where trainers may come in that can't reach the Unix socket, or None: nobody may.
         socket: path of the daemon's Unix socket, or None: the default places; may contain "{node}".
         socket_group: a group of this host whose members may attach, or None: the daemon's user and root only.
         engine: coding engine, or "auto".
@@ -130,6 +131,7 @@ class ClusterConfig:
     bulk_mode: str = "digest"
     http_address: str | None = None
     http_allow_remote: bool = False
+    trainers_address: str | None = None
     socket: str | None = None
     socket_group: str | None = None
     engine: str = "auto"
@@ -294,17 +296,7 @@ def _conflicts(config: ClusterConfig) -> list[Problem]:
                 f'found {settings.format_bytes(config.budget_bytes)}; give a unit, such as "8GiB"',
             )
         )
-    if config.http_address is not None and not config.http_allow_remote:
-        host, _ = settings.split_address(config.http_address)
-        if not settings.is_loopback(host):
-            problems.append(
-                Problem(
-                    "http.address",
-                    f"expected an address that only this host reaches, such as 127.0.0.1:9470, found "
-                    f"{config.http_address}; the pages ask for no password, so use loopback, or set "
-                    "allow_remote = true under [http] where everybody may see them",
-                )
-            )
+    problems += _exposures(config)
     if config.durable_dir is not None and not config.durable_dir.startswith("/"):
         text = "expected an absolute path, since daemons and ranks run in different folders"
         problems.append(Problem("durable.dir", f"{text}; found {config.durable_dir!r}"))
@@ -333,6 +325,34 @@ def _conflicts(config: ClusterConfig) -> list[Problem]:
             config.placement()
         except PlacementError as error:
             problems.append(Problem("cluster.group_size", str(error)))
+    return problems
+
+
+def _exposures(config: ClusterConfig) -> list[Problem]:
+    """Addresses that others reach, and should not as things are."""
+    problems = []
+    if config.http_address is not None and not config.http_allow_remote:
+        host, _ = settings.split_address(config.http_address)
+        if not settings.is_loopback(host):
+            problems.append(
+                Problem(
+                    "http.address",
+                    f"expected an address that only this host reaches, such as 127.0.0.1:9470, found "
+                    f"{config.http_address}; the pages ask for no password, so use loopback, or set "
+                    "allow_remote = true under [http] where everybody may see them",
+                )
+            )
+    if config.trainers_address is not None and config.keys_dir is None:
+        host, _ = settings.split_address(config.trainers_address)
+        if not settings.is_loopback(host):
+            problems.append(
+                Problem(
+                    "trainers.address",
+                    f"expected keys, since others can reach {config.trainers_address}, or an address of 127.0.0.0/8; "
+                    "found no keys. Anybody who connects could read and replace training state: set keys_dir under "
+                    "[security]",
+                )
+            )
     return problems
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Annotated, TypeVar
 
 import msgspec
-from holdfast.protocol import limits, messages
+from holdfast.protocol import limits, messages, remote_messages
 from holdfast.protocol.fields import Count, NodeNumber, Text
 
 T = TypeVar("T")
@@ -43,6 +43,12 @@ _peer_decoder: msgspec.msgpack.Decoder[messages.PeerMessage] = msgspec.msgpack.D
 _client_decoder: msgspec.msgpack.Decoder[messages.ClientMessage] = msgspec.msgpack.Decoder(messages.ClientMessage)
 _daemon_decoder: msgspec.msgpack.Decoder[messages.DaemonMessage] = msgspec.msgpack.Decoder(messages.DaemonMessage)
 _door_decoder: msgspec.msgpack.Decoder[messages.DoorMessage] = msgspec.msgpack.Decoder(messages.DoorMessage)
+_trainer_decoder: msgspec.msgpack.Decoder[remote_messages.TrainerMessage] = msgspec.msgpack.Decoder(
+    remote_messages.TrainerMessage
+)
+_gate_decoder: msgspec.msgpack.Decoder[remote_messages.GateMessage] = msgspec.msgpack.Decoder(
+    remote_messages.GateMessage
+)
 _header_decoder = msgspec.msgpack.Decoder(messages.ChunkHeader)
 _refusal_decoder = msgspec.msgpack.Decoder(messages.Refused)
 _envelope_decoder = msgspec.msgpack.Decoder(Envelope)
@@ -139,6 +145,19 @@ def decode_daemon(frame: bytes) -> messages.DaemonMessage:
 def decode_door(frame: bytes) -> messages.DoorMessage:
     """Open a frame of the Unix socket. Raises FrameRefusedError."""
     return _decode(_door_decoder, frame)
+
+
+def decode_trainer(frame: bytes) -> remote_messages.TrainerMessage:
+    """Open the header of a remote trainer's message. Raises FrameRefusedError."""
+    if len(frame) > limits.REMOTE_HEADER_BYTES_MAX:
+        text = f"a trainer's header of {len(frame)} bytes, the limit is {limits.REMOTE_HEADER_BYTES_MAX}"
+        raise FrameRefusedError("oversized", text)
+    return _decode(_trainer_decoder, frame)
+
+
+def decode_gate(frame: bytes) -> remote_messages.GateMessage:
+    """Open the header of a message to a remote trainer. Raises FrameRefusedError."""
+    return _decode(_gate_decoder, frame)
 
 
 def decode_header(frame: bytes, *, cluster: str, epoch: int) -> messages.ChunkHeader:

@@ -92,6 +92,14 @@ TRACE_ASKS_COUNT_MAX = 256  # such questions open on one node
 CLIENT_COUNT_MAX = 256  # trainers and commands attached to one daemon
 CLIENT_HELLO_S = 5.0  # a connection that has not introduced itself for so long is closed
 
+REMOTE_PIECE_BYTES_MAX = 1 << 20  # of a shard in one message to or from a trainer that can't map it: ZeroMQ's best size
+REMOTE_CREDITS = 4  # such pieces under way for one trainer, each way: bounds what either side holds beside the arena
+REMOTE_HEADER_BYTES_MAX = 512  # a job's name, numbers and a digest; a message of words or bytes is a frame of its own
+REMOTE_CLIENT_COUNT_MAX = 128  # trainers over the network of one daemon; the others' places stay theirs
+REMOTE_BEAT_S = 0.5  # between two signs of the gate's life, which also show it who has gone
+REMOTE_PATIENCE_S = 10.0  # without any progress of bytes, a link counts as dead; as long as a chunk between nodes has
+TRAINER_KEYS_COUNT_MAX = 1024  # key files of trainers that a daemon reads
+
 SHARD_DIGESTS_COUNT_MAX = 1 << 16  # of a shard that its reader verifies; the daemon verifies larger ones
 
 LEDGER_BYTES = 8 << 20  # room for one copy of the ledger; two copies are held
@@ -99,6 +107,9 @@ LEDGER_BYTES = 8 << 20  # room for one copy of the ledger; two copies are held
 assert AGE_S_MAX * 2 < TIME_S_MAX
 assert SHARD_DIGESTS_COUNT_MAX * 8 < CONTROL_FRAME_BYTES_MAX
 assert CHUNK_BYTES_MIN < CHUNK_BYTES_MAX
+assert REMOTE_PIECE_BYTES_MAX <= CONTROL_FRAME_BYTES_MAX
+assert REMOTE_CLIENT_COUNT_MAX < CLIENT_COUNT_MAX
+assert REMOTE_BEAT_S * 4 < REMOTE_PATIENCE_S
 assert DIGESTS_PER_MESSAGE_MAX * 8 < CONTROL_FRAME_BYTES_MAX
 assert WORLD_SIZE_MAX * 16 < CONTROL_FRAME_BYTES_MAX < LEDGER_BYTES
 assert HEARTBEAT_S * 3 <= CADENCE_AHEAD_S

@@ -257,6 +257,7 @@ SETTINGS = (
     Setting("security", "bulk", "bulk_mode", _one_of(*BULK_MODES), "digest"),
     Setting("http", "address", "http_address", read_address),
     Setting("http", "allow_remote", "http_allow_remote", _read_flag, default=False),
+    Setting("trainers", "address", "trainers_address", read_address),
     Setting("daemon", "socket", "socket", read_text),
     Setting("daemon", "socket_group", "socket_group", read_name),
     Setting("scrub", "period_s", "scrub_period_s", _whole(0, PERIOD_S_MAX), 600, numeric=True),

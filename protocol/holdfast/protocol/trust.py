@@ -14,6 +14,7 @@ from holdfast.protocol.settings import is_loopback
 PUBLIC_SUFFIX = ".key"
 SECRET_SUFFIX = ".key_secret"  # noqa: S105  # the name of a file
 RETIRED_SUFFIX = ".key_retired"  # a public key that 'holdfast keys rotate' replaced; accepted until it is removed
+TRAINERS_FOLDER = "trainers"  # of the keys folder: the keys of trainers that come in over the network
 KEY_FILE_BYTES_MAX = 4096  # two lines and a comment
 SECRET_MODE_REFUSED = 0o027  # others may not even read it, the group may not write it; group-readable is for mounts
 

@@ -18,6 +18,19 @@ def test_a_step_is_measured_from_a_grant_to_the_next_wish() -> None:
     assert pace.step_s == pytest.approx(1.0), "two steps in two seconds; the half second before was waiting"
 
 
+def test_a_wish_that_had_to_wait_for_the_way_counts_from_when_it_was_one() -> None:
+    """A rank over a slow network: its wish reaches the node when the bytes of the one before are through."""
+    pace = Pace()
+    pace.begun(0, 0, ns(0.0))
+    pace.granted(0, SnapshotId(1, 0), ns(0.0))
+    pace.begun(0, 1, ns(1.0))
+    pace.granted(0, SnapshotId(1, 1), ns(6.0))
+    assert pace.step_s == pytest.approx(1.0)
+    assert pace.waited_s == pytest.approx(5.0), "so the job is told to stage more rarely"
+    pace.begun(0, 2, ns(5.5))  # training went on meanwhile: nothing is measured
+    assert pace.step_s == pytest.approx(1.0)
+
+
 def test_a_wish_that_was_never_granted_ends_no_measurement() -> None:
     pace = Pace()
     pace.begun(0, 0, ns(0.0))

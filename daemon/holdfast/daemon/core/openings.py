@@ -74,7 +74,7 @@ class Openings:
             self._deny(client, snapshot, text)
             job.give_up_snapshot(snapshot, text)
             return
-        self.pace.begun(begin.role, snapshot.step, job.ctx.now_ns)
+        self.pace.begun(begin.role, snapshot.step, max(0, job.ctx.now_ns - begin.held_ns))
         self.begins[begin.role] = begin
         self.grant()
 

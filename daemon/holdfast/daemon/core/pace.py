@@ -22,12 +22,12 @@ class Pace:
     trains_since: dict[int, tuple[int, int]] = field(default_factory=dict)  # role -> (step, when that was granted)
     opened_ns: dict[SnapshotId, int] = field(default_factory=dict)  # first grant of what is not committed yet
 
-    def begun(self, role: int, step: int, now_ns: int) -> None:
-        """A rank wants to stage a step: it has trained since its last grant."""
+    def begun(self, role: int, step: int, wished_ns: int) -> None:
+        """A rank wants to stage a step, since `wished_ns`: it has trained from its last grant until then."""
         before = self.trains_since.pop(role, None)
-        if before is not None and step > before[0]:
-            self.step_s = _mean(self.step_s, (now_ns - before[1]) / 1e9 / (step - before[0]))
-        self.asked_ns[role] = now_ns
+        if before is not None and step > before[0] and wished_ns > before[1]:
+            self.step_s = _mean(self.step_s, (wished_ns - before[1]) / 1e9 / (step - before[0]))
+        self.asked_ns[role] = wished_ns
 
     def granted(self, role: int, snapshot: SnapshotId, now_ns: int) -> None:
         """It got its slot."""

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from holdfast.protocol import limits
 from holdfast.protocol.config import ClusterConfig
 from holdfast.protocol.exit_codes import ExitCode, OperatorError
 from holdfast.protocol.trust import (
@@ -17,6 +18,7 @@ from holdfast.protocol.trust import (
     RETIRED_SUFFIX,
     SECRET_MODE_REFUSED,
     SECRET_SUFFIX,
+    TRAINERS_FOLDER,
     KeyFile,
     read_key,
 )
@@ -88,6 +90,23 @@ def reread(keys: Keys, config: ClusterConfig) -> Keys:
     except OperatorError as error:
         log.warning("the list of keys stays as it was: %s", error)
         return keys
+
+
+def trainer_keys(folder: Path) -> dict[bytes, str]:
+    """The public keys of trainers that may come in over the network -> the name of their file.
+
+    A file that can't be read lets nobody in, and is said.
+    """
+    found: dict[bytes, str] = {}
+    files = sorted((folder / TRAINERS_FOLDER).glob(f"*{PUBLIC_SUFFIX}"))
+    if len(files) > limits.TRAINER_KEYS_COUNT_MAX:
+        log.warning("%d keys of trainers: only the first %d count", len(files), limits.TRAINER_KEYS_COUNT_MAX)
+    for file in files[: limits.TRAINER_KEYS_COUNT_MAX]:
+        try:
+            found[_key(file).public.encode()] = file.name.removesuffix(PUBLIC_SUFFIX)
+        except OperatorError as error:
+            log.warning("a trainer's key does not count: %s", error)
+    return found
 
 
 def _keys(public: bytes, secret: bytes, listed: dict[int, tuple[bytes, ...]]) -> Keys:

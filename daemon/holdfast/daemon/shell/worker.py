@@ -5,10 +5,8 @@ loop, and a clean stop. Decides nothing: every `if` about snapshots, peers or bu
 """
 
 import argparse
-import contextlib
 import logging
 import os
-import queue
 import signal
 import sys
 import time
@@ -31,16 +29,19 @@ from holdfast.daemon.shell import network
 from holdfast.daemon.shell.arena import ArenaMemory
 from holdfast.daemon.shell.bulk import BulkPlane, Outgoing
 from holdfast.daemon.shell.coder import Coder, coding_threads
+from holdfast.daemon.shell.control import ControlPlane
 from holdfast.daemon.shell.copying import Copier
 from holdfast.daemon.shell.door import Door
 from holdfast.daemon.shell.gates import Gates, ask_for_descriptors
+from holdfast.daemon.shell.inbox import Inbox
 from holdfast.daemon.shell.keeping import KeeperLink, LedgerMemory
 from holdfast.daemon.shell.keys import Keys, load_keys
 from holdfast.daemon.shell.machine import MachineMemory
 from holdfast.daemon.shell.metrics import Meters
-from holdfast.daemon.shell.network import READABLE, ControlPlane, Poller, public_key_of
+from holdfast.daemon.shell.network import READABLE, Poller, public_key_of
 from holdfast.daemon.shell.pages import Pages, StatusRequests
 from holdfast.daemon.shell.records import RecordFiles
+from holdfast.daemon.shell.remote import RemoteGate
 from holdfast.daemon.shell.scrubber import Scrubber
 from holdfast.protocol import limits, messages
 from holdfast.protocol.config import ClusterConfig, config_digest, parse_config
@@ -56,35 +57,9 @@ if TYPE_CHECKING:
 log = logging.getLogger("holdfast")
 
 _TICK_MS = 100  # deadlines are seconds; ten looks per second keep an idle daemon below a percent of a core
-_EVENTS_PER_TURN_MAX = 512  # so that sockets are read in between
 _DRAIN_S = 3.0  # asked to stop, what is sealed here may still commit; others can then restore it without this node
 _WHOLE = frozenset({"protected", "committed", "rebuilding"})  # phases of slots whose loss would be one
 _ALIVE_NS = 1_000_000_000  # between two life signs to the keeper
-
-
-class Inbox:
-    """Events from other threads, with a descriptor that wakes the loop."""
-
-    def __init__(self) -> None:
-        self._events: queue.SimpleQueue[events.Event] = queue.SimpleQueue()
-        self.wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-
-    def put(self, event: events.Event) -> None:
-        """Add an event; callable from any thread."""
-        self._events.put(event)
-        os.eventfd_write(self.wake, 1)
-
-    def take(self) -> list[events.Event]:
-        """What has come, bounded; the descriptor stays readable while something is left."""
-        found: list[events.Event] = []
-        while len(found) < _EVENTS_PER_TURN_MAX and not self._events.empty():
-            found.append(self._events.get())
-        if self._events.empty():
-            with contextlib.suppress(BlockingIOError):
-                os.eventfd_read(self.wake)
-            if not self._events.empty():
-                os.eventfd_write(self.wake, 1)
-        return found
 
 
 class Worker:
@@ -106,7 +81,8 @@ class Worker:
         sealing = sealing_of(config, node)
         self.control = ControlPlane(config, node, keys, self.zmq_context, sealing)
         self.bulk = BulkPlane(config, node, self.bulk_context, self.inbox.put, sealing)
-        self.gates = Gates({config.nodes[node].port: "control", self.bulk.port: "bulk"}, len(config.nodes))
+        self.remote = RemoteGate.of(config, keys, door.path, threads=coding_threads())
+        self.gates = Gates(self._ports(), len(config.nodes))
         self.arena = ArenaMemory(link, threads=coding_threads())
         engine = _engine_of(config)
         self.meters = Meters(chunk_bytes=config.chunk_bytes, version=version("holdfast"), engine_detail=engine.detail)
@@ -153,6 +129,11 @@ class Worker:
         self.pages = self._open_pages(config.http_address)
         self.poller = Poller()
         self.welcome = _welcome(config, node, door)
+
+    def _ports(self) -> dict[int, str]:
+        """Those that others reach, and what they are called."""
+        found = {self.config.nodes[self.node_index].port: "control", self.bulk.port: "bulk"}
+        return found if self.remote is None else {**found, self.remote.port: "trainers"}
 
     def _open_pages(self, address: str | None) -> Pages | None:
         if address is None:
@@ -210,6 +191,8 @@ class Worker:
         self.door.share(Path(self.door.endpoint.removeprefix("ipc://")))
         self.control.register(self.poller)
         self.bulk.start()
+        if self.remote is not None:
+            self.remote.start()
         for descriptor in (self.door.fileno(), self.inbox.wake, self.link.fileno()):
             if descriptor >= 0:
                 self.poller.register(descriptor, READABLE)
@@ -327,7 +310,7 @@ class Worker:
             case actions.GiveMemory(client, memory, data_bytes):
                 self._give(client, memory, data_bytes)
             case actions.Free(memory):
-                self.arena.free(memory)
+                self._free(memory)
             case actions.DropClient(client, reason):
                 log.warning("client %d dropped: %s", client, reason)
                 self._end_client(client)
@@ -342,6 +325,11 @@ class Worker:
         if not self.door.give(client, given, slot.data_fd):
             self.inbox.put(events.ClientGone(client))
 
+    def _free(self, memory: Memory) -> None:
+        self.arena.free(memory)
+        if self.remote is not None:
+            self.remote.free(memory)
+
     def stop(self, number: int, _frame: FrameType | None) -> None:
         """Signal handler: leave the loop once nothing can commit any more; at a second signal, at once."""
         log.info("signal %d: %s", number, "making way for another worker" if number == signal.SIGHUP else "stopping")
@@ -351,6 +339,8 @@ class Worker:
         """Give everything back but what the keeper holds."""
         if self.pages is not None:
             self.pages.stop()
+        if self.remote is not None:
+            self.remote.stop()
         self.coder.stop()
         self.scrubber.stop()
         self.copier.stop()

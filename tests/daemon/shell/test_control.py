@@ -4,8 +4,9 @@ import socket
 
 import pytest
 from holdfast.daemon.shell import network
+from holdfast.daemon.shell.control import ControlPlane
 from holdfast.daemon.shell.gates import ask_for_descriptors
-from holdfast.daemon.shell.network import ControlPlane, Poller
+from holdfast.daemon.shell.network import Poller
 from holdfast.protocol import messages
 from holdfast.protocol.config import ClusterConfig, NodeConfig
 
