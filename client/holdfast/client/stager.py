@@ -160,8 +160,9 @@ class Stager:
             self._registered.popitem()[1].close()
 
     def _lost(self, error: Exception) -> None:
+        if self._link is not None:  # else steps that find no link would put the next try off for ever
+            self._retry_s = monotonic() + _REATTACH_S
         self._let_go()
-        self._retry_s = monotonic() + _REATTACH_S
         with self.changed:
             self.standing.attached, self.standing.problem = False, str(error)
             self.changed.notify_all()
@@ -178,6 +179,7 @@ class Stager:
             self.say_plan(self._plan, deadline_s=monotonic() + limits.ALLOCATE_DEADLINE_S)
         except (DaemonUnreachableError, RefusedError) as error:
             self._meeting = None
+            self._retry_s = monotonic() + _REATTACH_S
             self._lost(error)
 
     def _note_progress(self) -> None:
