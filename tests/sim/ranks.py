@@ -68,6 +68,7 @@ class Job:
         self.problems: list[str] = []
         self.committed: SnapshotId | None = None  # newest that a rank was told
         self.begun: SnapshotId | None = None  # newest that was begun
+        self.begun_ns: dict[SnapshotId, int] = {}  # when its first rank began it
         self.stopped = False
         self.ask_fresh = False
         self.next_attempt_fresh = False
@@ -429,6 +430,7 @@ class Rank:
         assert plan is not None
         name = job.shape.name
         job.begun = max(snapshot, job.begun or snapshot)
+        job.begun_ns.setdefault(snapshot, job.world.now_ns)
         self._send(messages.Begin(name, snapshot, self.role))
         answered = yield from self._until(
             lambda: snapshot in session.granted or snapshot in session.refused, job.shape.stall_s

@@ -201,9 +201,10 @@ def rest(cluster: Cluster) -> None:
 
 
 def _owe_commit(cluster: Cluster, job: Job) -> None:
-    world, begun, attempts = cluster.world, job.begun, job.life
+    world, begun, attempts, rest_ns = cluster.world, job.begun, job.life, cluster.world.now_ns
+    # Not whatever is above the newest that was begun: all nodes that knew of that attempt may be lost with it.
     done = world.run_until(
-        lambda: job.committed is not None and (begun is None or job.committed > begun) and job.running,
+        lambda: job.committed is not None and job.begun_ns.get(job.committed, 0) > rest_ns and job.running,
         deadline_s=world.now_s + COMMIT_OWED_S,
     )
     promise(

@@ -8,7 +8,7 @@ A wrong guess would give a rank another one's bytes at a restore, so what is tak
   * the state that one of torch's own optimizers keeps for such a parameter: counts, and tensors of its shape.
 
 Buffers, random generators, plain tensors and other optimizers' state are each rank's own. Beside the promise, the
-ranks compare digests when they plan (`claims`), and witnesses at a restore (`pooling`). See docs/adr/0020.
+ranks compare digests when they plan (`claims`), and witnesses at a restore (`pooling`). See docs/adr/0022.
 """
 
 import hashlib

@@ -68,7 +68,7 @@ class PeerSide:
             elif event.code == "superseded" and not event.by_us:
                 # This is a fresh replacement whose clock lags: take the slot over. It may know jobs already, since it
                 # believes the others while they refuse it.
-                self.ctx.incarnation = event.incarnation + 1
+                self.ctx.incarnation = min(event.incarnation + 1, limits.STEP_MAX)
                 text += f"; going on as incarnation {self.ctx.incarnation}"
         self.ctx.log(text, "error")
 
