@@ -20,6 +20,7 @@ class SlowDevice:
 
     def __init__(self, pieces: list[Piece]) -> None:
         self.pieces = pieces
+        self.gathered: list[Piece] = []
         self.waiting: list[Callable[[], None]] = []
         self.passages: list[SlowPassage] = []
 

@@ -6,6 +6,7 @@ Skipped where there is no GPU; `test_lanes.py` and `test_capture.py` hold the sa
 import contextlib
 import copy
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,8 @@ import torch
 from holdfast.cli.cluster import create
 from holdfast.client import SnapshotSkippedError, Snapshotter
 from holdfast.client.cuda_lane import CudaLane
+from holdfast.client.moves import Moves
+from holdfast.client.state_errors import StateError
 from holdfast.client.state_hash import hash_state
 from torch import nn
 
@@ -153,6 +156,112 @@ def test_whatever_changes_right_after_step_is_named_and_never_committed(socket: 
     found, fresh = restored(socket, "torn")
     assert found == 0
     assert all(torch.equal(fresh.model.state_dict()[key], wanted[key]) for key in wanted)
+
+
+class Many:
+    """Small tensors alone, of odd sizes, and who changes one of them where no optimizer sees it."""
+
+    def __init__(self, value: float) -> None:
+        self.model = nn.ParameterList([torch.full((size,), value, device="cuda") for size in (1, 3, 700, 4096) * 50])
+        self.model.append(torch.full((700_001,), value, device="cuda", dtype=torch.bfloat16))
+        self.state = {"model": self.model}
+
+    def fill(self, value: float) -> None:
+        with torch.no_grad():
+            for parameter in self.model:
+                parameter.fill_(value)
+
+    def values(self) -> set[float]:
+        return {value for parameter in self.model for value in parameter.detach().float().unique().tolist()}
+
+
+def many_restored(socket: str, job: str) -> tuple[int | None, set[float]]:
+    fresh = Many(-1.0)
+    with Snapshotter(fresh.state, job=job, socket=socket, on_error="raise") as snapshotter:
+        return snapshotter.restore(), fresh.values()
+
+
+@pytest.mark.parametrize("kernel", [True, False], ids=["kernel", "lists"])
+def test_small_tensors_are_gathered_as_they_are(socket: str, monkeypatch: pytest.MonkeyPatch, kernel: bool) -> None:
+    if not kernel:
+        monkeypatch.setattr(Moves, "of", lambda *_: None)
+    many, job = Many(0.0), f"many-{kernel}"
+    snapshotter = Snapshotter(many.state, job=job, socket=socket, on_error="raise")
+    for step in range(3):
+        many.fill(float(step))
+        snapshotter.step(step)
+        snapshotter.before_update()
+    many.fill(7.0)
+    snapshotter.close()
+    assert many_restored(socket, job) == (2, {2.0})
+
+
+def test_small_tensors_that_change_right_after_step_are_as_they_were_at_it(socket: str) -> None:
+    many = Many(0.0)
+    snapshotter = Snapshotter(many.state, job="at-once", socket=socket, on_error="raise")
+    for step in range(3):
+        many.fill(float(step))
+        snapshotter.step(step)
+        many.fill(float(step) + 0.5)  # nobody asks before
+    snapshotter.close()
+    assert many_restored(socket, "at-once") == (2, {2.0})
+
+
+def test_a_replaced_tensor_is_followed(socket: str) -> None:
+    many = Many(0.0)
+    snapshotter = Snapshotter(many.state, job="replaced", socket=socket, on_error="raise")
+    snapshotter.step(0)
+    for step in (1, 2):
+        snapshotter.before_update()
+        many.fill(float(step))
+        many.model[5].data = torch.full_like(many.model[5], step + 0.25)  # other memory, the same parameter
+        many.model[6] = nn.Parameter(torch.full_like(many.model[6], step + 0.5))  # another parameter
+        torch.cuda.empty_cache()
+        snapshotter.step(step)
+    snapshotter.close()
+    assert many_restored(socket, "replaced") == (2, {2.0, 2.25, 2.5})
+
+
+def test_a_tensor_that_lost_its_memory_costs_its_snapshot_and_not_the_run(socket: str) -> None:
+    many = Many(0.0)
+    snapshotter = Snapshotter(many.state, job="freed", socket=socket, on_error="raise")
+    snapshotter.step(0)
+    snapshotter.wait(timeout_s=WAIT_S)
+    for index in (3, len(many.model) - 1):
+        storage = many.model[index].untyped_storage()
+        size_bytes = storage.nbytes()
+        storage.resize_(0)
+        torch.cuda.empty_cache()
+        with pytest.raises(StateError, match="has no memory"):
+            snapshotter.step(1)
+        torch.cuda.synchronize()
+        storage.resize_(size_bytes)
+    many.fill(2.0)
+    snapshotter.step(2)
+    snapshotter.close()
+    assert many_restored(socket, "freed") == (2, {2.0})
+
+
+def test_a_tensor_that_loses_its_memory_before_it_is_copied_costs_its_snapshot(socket: str) -> None:
+    many, gate = Many(0.0), threading.Event()
+    snapshotter = Snapshotter(many.state, job="late", socket=socket, on_error="raise")
+    snapshotter.step(0)
+    snapshotter.wait(timeout_s=WAIT_S)
+    snapshotter._stager.submit(lambda: gate.wait(WAIT_S))  # the staging thread is late
+    snapshotter.step(1)
+    storage = many.model[-1].untyped_storage()
+    size_bytes = storage.nbytes()
+    storage.resize_(0)
+    torch.cuda.empty_cache()
+    gate.set()
+    with pytest.raises(SnapshotSkippedError, match="memory of 1 tensors was given back"):
+        snapshotter.wait(timeout_s=WAIT_S)
+    storage.resize_(size_bytes)
+    many.fill(2.0)
+    snapshotter.step(2)
+    with contextlib.suppress(SnapshotSkippedError):  # told once more, where the daemon's word came after ours
+        snapshotter.close()
+    assert many_restored(socket, "late") == (2, {2.0})
 
 
 def test_tensors_of_every_kind_and_place_come_back(socket: str) -> None:

@@ -18,6 +18,7 @@ from holdfast.client.tensor_bytes import ByteArray
 
 COPY_S_MAX = 120.0  # a device that has not copied a state by then hangs
 _LOOK_S = 0.0005  # between two looks at a device: no thread is kept busy, and nothing takes so little time
+_HEAD_START_S = 0.02  # what devices copy alone, before this thread needs the interpreter that training needs, too
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,7 @@ class Capture:
         """Use ``ShardLayout.capture``; `objects` serializes what was captured of them, `done` takes the head back."""
         self._copies, self._header, self._done = copies, header, done
         self._head: ByteArray | None = head
+        self._shard: ByteArray | None = None  # between `start` and `finish`, where the head is written in `finish`
         self._objects = objects
         self.on_host = not copies.devices
         self.lazy_bytes, self.eager_bytes = copies.lazy_bytes, head.nbytes
@@ -91,31 +93,49 @@ class Capture:
                 f"expected {expected_bytes} bytes of writable contiguous memory, found "
                 f"{target.nbytes}{' read-only' if target.readonly else ''}"
             )
-        if self._head is None:
+        if self._head is None or self._shard is not None:
             raise StateError("this capture was written before: capture again")
-        head, self._head = self._head, None
-        changed: LayoutChangedError | None = None
+        self._write(np.frombuffer(target, dtype=np.uint8))
+        if self.on_host:
+            self.check()
+
+    def _write(self, shard: ByteArray) -> None:
+        if self.on_host:
+            self._describe(shard)
         try:
-            self._start(head, np.frombuffer(target, dtype=np.uint8))
+            self._start(shard[self._header.payload_offset :])
+        except BaseException:
+            self._let_go(None)
+            raise
+        if not self.on_host:
+            self._shard = shard  # training waits for this thread until now, and must not for the rest
+
+    def _describe(self, shard: ByteArray) -> None:
+        """Write all but the payload that is still to come, if it can be said what that will be."""
+        changed: LayoutChangedError | None = None
+        assert self._head is not None
+        try:
+            if self._copies.reshaped():
+                raise LayoutChangedError("a tensor has another shape in the same memory: build a new layout")
+            self._fill_head(self._head)
+            np.copyto(shard[: self._head.nbytes], self._head)
         except LayoutChangedError as error:
             changed = error
             raise
         finally:
-            self._done(head, changed)
-        if self.on_host:
-            self.check()
+            self._let_go(changed)
 
-    def _start(self, head: ByteArray, shard: ByteArray) -> None:
-        if self._copies.reshaped():
-            raise LayoutChangedError("a tensor has another shape in the same memory: build a new layout")
-        payload = shard[self._header.payload_offset :]
+    def _let_go(self, changed: LayoutChangedError | None) -> None:
+        head, self._head = self._head, None
+        if head is not None:
+            self._done(head, changed)
+
+    def _start(self, payload: ByteArray) -> None:
         with self._lock:  # whoever holds updates sees either nothing under way or all of it
             self._check_wanted()
+            self._started = True  # also where one of them fails midway: what was begun is waited for
             for passage in self._on_devices:
                 passage.start(payload)
-            self._started = True
-        self._fill_head(head)
-        np.copyto(shard[: head.nbytes], head)
         for passage in self._on_host:
             passage.start(payload)
         with self._lock:
@@ -176,7 +196,12 @@ class Capture:
 
         Raises:
             TornSnapshotError: as ``start``; or the devices did not copy in time.
+            LayoutChangedError: as ``start``.
         """
+        shard, self._shard = self._shard, None
+        if shard is not None:
+            self.settle(timeout_s=min(timeout_s, _HEAD_START_S))
+            self._describe(shard)
         if not self.settle(timeout_s=timeout_s):
             raise TornSnapshotError(f"a device did not copy {self.lazy_bytes} bytes within {timeout_s} s")
         self.check()

@@ -29,7 +29,7 @@ class Kind(IntEnum):
 
     HEAD = 0  # by the training thread, at once
     DEVICE_AT_ONCE = 1  # by the device, at once: small tensors that forward may change
-    PACKED = 2  # until the next update, gathered on its device first
+    PACKED = 2  # until the next update, gathered on its device first, or at once where that is a matter of microseconds
     STRAIGHT = 3  # until the next update, from where it lies
 
     @property

@@ -25,7 +25,7 @@ from holdfast.client.manifest import (
     version_of,
 )
 from holdfast.client.names import parameter_names
-from holdfast.client.places import Kind, entry_of, find_places, lanes_of, source_of, told
+from holdfast.client.places import Kind, Source, entry_of, find_places, lanes_of, source_of, told
 from holdfast.client.replicas import ALONE, Claim, Numbering, Replicas, can_be_cut, claims, find_replicas
 from holdfast.client.rng import capture_rng
 from holdfast.client.signs import Signs
@@ -157,7 +157,8 @@ class ShardLayout:
     def _plan_copies(self) -> Copies:
         self._at_once = [index for index, source in enumerate(self._sources) if source.kind is Kind.HEAD]
         host, devices = lanes_of(self._sources)
-        lazies = [source for source in self._sources if source.kind.lazy]
+        gathered = {id(piece) for lane in devices for piece in lane.gathered}
+        lazies = [source for source in self._sources if source.kind.lazy and not _is_safe(source, gathered)]
         signs = Signs(
             [show_path(source.path) for source in lazies],
             [source.tensor for source in lazies],
@@ -238,6 +239,12 @@ class ShardLayout:
         self._changed = changed
         if len(self._heads) < HEADS_KEPT:
             self._heads.append(head)
+
+
+def _is_safe(source: Source, gathered: set[int]) -> bool:
+    """Whether a GPU has copied all that this rank copies of a tensor by the time a capture is made."""
+    pieces = (each for each in (source.piece, *source.witnesses) if each.size_bytes)
+    return source.local.is_cuda and all(id(each) in gathered for each in pieces)
 
 
 def _check_same_paths(known: Flat, found: Flat) -> None:

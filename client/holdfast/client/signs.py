@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from holdfast.client.sharding import as_dtensor
 from holdfast.client.updates import UpdateCounter
-from holdfast.client.walk import pointers_of
+from holdfast.client.whereabouts import Whereabouts
 
 # Torch's documented counter has no public name. `__get__` itself, since a lambda would cost three times as much.
 _VERSION = torch.Tensor._version.__get__  # type: ignore[attr-defined]  # noqa: SLF001
@@ -46,14 +46,14 @@ class Signs:
         local: Sequence[torch.Tensor],
         counters: Mapping[str, UpdateCounter],
     ) -> None:
-        self._names, self._local, self._counters = names, local, counters
+        self._names, self._counters = names, counters
         self._counted: list[torch.Tensor] = list(tensors)
         self._owner = list(range(len(tensors)))
         for index, tensor in enumerate(tensors):
             if as_dtensor(tensor) is not None:
                 self._counted.append(local[index])
                 self._owner.append(index)
-        self._pointers = pointers_of(local)
+        self._whereabouts = Whereabouts(local)
 
     def now(self) -> Noted:
         """The signs as they stand."""
@@ -61,13 +61,11 @@ class Signs:
 
     def changed_since(self, noted: Noted) -> list[str]:
         """Names of what changed; empty where no sign tells of a change."""
-        now, pointers = self.now(), pointers_of(self._local)
-        if now == noted and pointers == self._pointers:
+        now, moved = self.now(), self._whereabouts.moved()
+        if now == noted and not moved:
             return []
         versions = zip(self._owner, noted.versions, now.versions, strict=True)
-        changed = {owner for owner, before, after in versions if before != after}
-        moved = zip(self._pointers, pointers, strict=True)
-        changed |= {index for index, (before, after) in enumerate(moved) if before != after}
+        changed = moved | {owner for owner, before, after in versions if before != after}
         begun = zip(self._counters, noted.begun_counts, now.begun_counts, strict=True)
         return [self._names[index] for index in sorted(changed)] + [
             f"{name} (a step began)" for name, before, after in begun if before != after

@@ -18,11 +18,11 @@ import torch
 from holdfast.client.flat_parameters import flat_tensors, is_flat
 from holdfast.client.flatten import Flat, Leaf, Rules, flatten, state_of
 from holdfast.client.sharding import as_dtensor, local_of
+from holdfast.client.whereabouts import Whereabouts
 
 MemoryKey = tuple[int, tuple[int, ...], tuple[int, ...], torch.dtype, torch.device]
 _Slots = dict[str, Any]
 _PART = attrgetter("_local_tensor")  # as in sharding.local_of
-_POINTER = torch.Tensor.data_ptr
 
 
 def memory_key(tensor: torch.Tensor) -> MemoryKey:
@@ -48,7 +48,7 @@ class MemoryWatch:
     wrapped: list[torch.Tensor]  # DTensors
     parts: list[torch.Tensor]  # their local parts
     local: list[torch.Tensor]  # of all tensors
-    pointers: list[int]
+    whereabouts: Whereabouts
     shapes: tuple[list[int], list[tuple[int, ...]]]
 
     @classmethod
@@ -57,20 +57,15 @@ class MemoryWatch:
         tensors = list(tensors)
         wrapped = [tensor for tensor in tensors if as_dtensor(tensor) is not None]
         local = [local_of(tensor) for tensor in tensors]
-        return cls(wrapped, [local_of(tensor) for tensor in wrapped], local, pointers_of(local), _shapes_of(local))
+        return cls(wrapped, [local_of(tensor) for tensor in wrapped], local, Whereabouts(local), _shapes_of(local))
 
     def unchanged(self) -> bool:
         """Whether they lie there still."""
-        return all(map(is_, map(_PART, self.wrapped), self.parts)) and pointers_of(self.local) == self.pointers
+        return all(map(is_, map(_PART, self.wrapped), self.parts)) and self.whereabouts.unchanged()
 
     def reshaped(self) -> bool:
         """Whether one has another shape in the same memory, which is rare and costs three times as much to see."""
         return _shapes_of(self.local) != self.shapes
-
-
-def pointers_of(local: Iterable[torch.Tensor]) -> list[int]:
-    """Where each tensor's memory begins."""
-    return list(map(_POINTER, local))
 
 
 def _shapes_of(local: Iterable[torch.Tensor]) -> tuple[list[int], list[tuple[int, ...]]]:
