@@ -6,6 +6,7 @@ Covers which chunks lie under which bytes of a shard, and whether they are what 
 from dataclasses import dataclass
 
 from holdfast.client.state_errors import RottenShardError
+from holdfast.client.tensor_bytes import ByteArray
 from holdfast.coding import chunk_digest
 from holdfast.protocol.frames import unpack_digests
 from holdfast.protocol.messages import ShardOpened
@@ -42,11 +43,23 @@ class Checks:
         Raises:
             RottenShardError: a chunk is not what was committed.
         """
-        first = (self.offset_bytes + start) // self.chunk_bytes
-        last = -(-(self.offset_bytes + end) // self.chunk_bytes)
-        for chunk in range(first, last):
-            begin = chunk * self.chunk_bytes
-            if chunk_digest(self.image[begin : begin + self.chunk_bytes]) != self.digests[chunk - self.first_chunk]:
+        low, high = self.span(start, end)
+        self.check_copy(self.image[low:high], low)
+
+    def span(self, start: int, end: int) -> tuple[int, int]:
+        """From where to where in the image the chunks lie that are under the shard's bytes from `start` to `end`."""
+        low = (self.offset_bytes + start) // self.chunk_bytes * self.chunk_bytes
+        return low, -(-(self.offset_bytes + end) // self.chunk_bytes) * self.chunk_bytes
+
+    def check_copy(self, copy: memoryview | ByteArray, low: int) -> None:
+        """Compare whole chunks copied from the image, from `low` on. Any thread; the interpreter lock is free.
+
+        Raises:
+            RottenShardError: as ``check``.
+        """
+        for begin in range(0, copy.nbytes, self.chunk_bytes):
+            chunk = (low + begin) // self.chunk_bytes
+            if chunk_digest(copy[begin : begin + self.chunk_bytes]) != self.digests[chunk - self.first_chunk]:
                 raise RottenShardError(f"chunk {chunk} of this node's image fails its digest")
 
     def cuts(self, start: int, end: int, step_bytes: int) -> list[int]:

@@ -1,34 +1,33 @@
 """From a shard's memory into live tensors: no second copy of the state, few calls for many small tensors.
 
 The way back of `lanes`. The payload is walked once, by all cores that this rank may use, in blocks of whole chunks: a
-block's digests are compared, and then, while its bytes are in the processor's cache, they go where they belong. A GPU
-fetches what belongs to it by itself, while the next blocks are read; small tensors that lie side by side arrive there
-as one and are spread on the device.
+block's digests are compared, and, while its bytes are in the processor's cache, they go where they belong. What belongs
+to a GPU is on its way there (`ferry`) while the next blocks are read; small tensors that lie side by side arrive as one
+and are spread on the device.
 """
 
-import warnings
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
-from queue import SimpleQueue
 
 import numpy as np
 import torch
 from holdfast.client.checks import Checks
-from holdfast.client.ferry import Ferry
+from holdfast.client.ferry import FILLERS_MAX, PLACE_BYTES, POPULATING_COUNT, Ferry, Part, populate
 from holdfast.client.lanes import DEVICE_SMALL_BYTES
 from holdfast.client.manifest import TensorEntry, align
+from holdfast.client.moves import Moves
 from holdfast.client.tensor_bytes import ByteArray, copy_in, cores_of_rank, raw_bytes
 
 RUN_BYTES_MAX = 256 << 20  # of small tensors in one copy: so much memory of the GPU is needed for a moment
 HOST_BLOCK_BYTES = 1 << 20  # digested and copied out of the processor's cache
-DEVICE_BLOCK_BYTES = 8 << 20  # the bus is at full speed
 THREADS_MAX = 16  # memory is the limit
 Pair = tuple[TensorEntry, torch.Tensor]
-Part = tuple[ByteArray | torch.Tensor, int, int]  # of a landing; from where to where in the payload
+Block = tuple[int, int]  # from where to where in the payload
+Landed = tuple[ByteArray | torch.Tensor, int, int]  # some of a landing's target, and from where to where its bytes lie
 
 
 @dataclass(slots=True)
@@ -60,7 +59,7 @@ def copy_all_in(pairs: Sequence[Pair], payload: ByteArray, checks: Checks | None
 
     Args:
         pairs: Entries and the local tensors that they fill.
-        payload: The shard's tensors; may be read-only. A GPU copies from it at full speed if it is registered.
+        payload: The shard's tensors; may be read-only.
         checks: Compares the chunks under them; None: that was done before.
         start: Where the payload begins in the shard.
 
@@ -68,17 +67,16 @@ def copy_all_in(pairs: Sequence[Pair], payload: ByteArray, checks: Checks | None
         RottenShardError: a chunk fails its digest. Some tensors are overwritten already.
     """
     plan = _plan(pairs)
-    step_bytes = DEVICE_BLOCK_BYTES if plan.devices else HOST_BLOCK_BYTES
+    step_bytes = PLACE_BYTES if plan.devices else HOST_BLOCK_BYTES
     if checks is None:
         cuts = [*range(0, len(payload), step_bytes), len(payload)]
     else:
         cuts = [cut - start for cut in checks.cuts(start, start + len(payload), step_bytes)]
-
-    def check(begin: int, end: int) -> None:
-        if checks is not None:
-            checks.check(start + begin, start + end)
-
-    _walk(plan, payload, list(pairwise(cuts)), check)
+    blocks = list(pairwise(cuts))
+    if plan.devices:
+        _walk_to_devices(plan, payload, blocks, checks, start)
+    else:
+        _walk(plan, payload, blocks, checks, start)
     for finish in plan.after:
         finish()
     for device in plan.devices:
@@ -87,31 +85,20 @@ def copy_all_in(pairs: Sequence[Pair], payload: ByteArray, checks: Checks | None
     torch.autograd.graph.increment_version([tensor for tensor in plan.counted if not tensor.is_inference()])
 
 
-def _walk(plan: Plan, payload: ByteArray, blocks: list[tuple[int, int]], check: Callable[[int, int], None]) -> None:
+def _walk(plan: Plan, payload: ByteArray, blocks: list[Block], checks: Checks | None, start: int) -> None:
     """Check each block and copy what lies in it, on all cores of this rank."""
     host = _by_block(plan.host, blocks)
-    devices = {device: _by_block(landings, blocks) for device, landings in plan.devices.items()}
-    threads = min(THREADS_MAX, cores_of_rank(), len(blocks)) or 1
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch warns of read-only memory, once; it is only read here
-        source = torch.from_numpy(payload) if devices else torch.empty(0)
-    ferries: SimpleQueue[Ferry] = SimpleQueue()
-    for _ in range(threads):
-        ferries.put(Ferry(list(devices), source))
 
     def work(share: range) -> None:
-        ferry = ferries.get()
         for index in share:
             begin, end = blocks[index]
-            check(begin, end)
+            if checks is not None:
+                checks.check(start + begin, start + end)
             for target, low, high in _parts(host[index], begin, end):
                 assert isinstance(target, np.ndarray)
                 np.copyto(target, payload[low:high])
-            for device, by_block in devices.items():
-                if by_block[index]:
-                    ferry.take(device, _parts(by_block[index], begin, end))
-        ferry.wait()
 
+    threads = _threads(blocks)
     if threads == 1:
         work(range(len(blocks)))
         return
@@ -120,7 +107,55 @@ def _walk(plan: Plan, payload: ByteArray, blocks: list[tuple[int, int]], check: 
             done.result()
 
 
-def _by_block(landings: Iterable[Landing], blocks: Sequence[tuple[int, int]]) -> list[list[Landing]]:
+def _walk_to_devices(plan: Plan, payload: ByteArray, blocks: list[Block], checks: Checks | None, start: int) -> None:
+    """Copy each block into the ferry, check the copy, and send it on; this thread alone speaks to the devices."""
+    host = _by_block(plan.host, blocks)
+    devices = _by_block([landing for landings in plan.devices.values() for landing in landings], blocks)
+    source, base = payload, 0  # where the payload begins in the source
+    if checks is not None:
+        source, base = as_payload(checks.image), checks.offset_bytes + start
+    threads = min(FILLERS_MAX, _threads(blocks))
+    place_bytes = max(PLACE_BYTES, checks.chunk_bytes if checks is not None else 0)
+    ferry = Ferry(list(plan.devices), fillers=threads, place_bytes=place_bytes)
+
+    def bring(index: int) -> bool:
+        begin, end = blocks[index]
+        low, high = (begin, end) if checks is None else checks.span(start + begin, start + end)
+        taken = ferry.take(source[low:high])
+        if taken is None:
+            return False
+        place, copy = taken
+        if checks is not None:
+            checks.check_copy(copy, low)
+        for target, first, last in _parts(host[index], begin, end):
+            assert isinstance(target, np.ndarray)
+            np.copyto(target, copy[base + first - low : base + last - low])
+        parts = []
+        for target, first, last in _parts(devices[index], begin, end):
+            assert isinstance(target, torch.Tensor)
+            parts.append(Part(target, base + first - low, base + last - low))
+        ferry.send(place, parts)
+        return True
+
+    def work(share: range) -> None:
+        try:
+            all(map(bring, share))
+        except BaseException as error:  # noqa: BLE001  # raised again by the thread that waits
+            ferry.fail(error)
+
+    with ThreadPoolExecutor(threads + POPULATING_COUNT, thread_name_prefix="holdfast-restore") as pool:
+        for index in range(POPULATING_COUNT):
+            pool.submit(populate, source[base : base + payload.nbytes], index)
+        for first in range(threads):
+            pool.submit(work, range(first, len(blocks), threads))
+        ferry.sail(len(blocks))
+
+
+def _threads(blocks: Sequence[Block]) -> int:
+    return min(THREADS_MAX, cores_of_rank(), len(blocks)) or 1
+
+
+def _by_block(landings: Iterable[Landing], blocks: Sequence[Block]) -> list[list[Landing]]:
     """For each block, the landings of which some bytes lie in it."""
     ends = [end for _, end in blocks]
     found: list[list[Landing]] = [[] for _ in blocks]
@@ -132,7 +167,7 @@ def _by_block(landings: Iterable[Landing], blocks: Sequence[tuple[int, int]]) ->
     return found
 
 
-def _parts(landings: Iterable[Landing], begin: int, end: int) -> Iterator[Part]:
+def _parts(landings: Iterable[Landing], begin: int, end: int) -> Iterator[Landed]:
     """What of each landing lies between two places."""
     for landing in landings:
         low, high = max(begin, landing.start), min(end, landing.end)
@@ -163,16 +198,30 @@ def _landing(run: Sequence[Pair], device: torch.device, plan: Plan) -> Landing:
     (first, tensor), (last, _) = run[0], run[-1]
     start, size_bytes = first.offset, last.offset + last.size_bytes - first.offset
     plan.counted.extend(tensor for _, tensor in run)
-    if len(run) == 1 and tensor.is_contiguous():
+    if len(run) == 1 and _in_order(tensor):
         return Landing(start, size_bytes, _as_bytes(tensor))
     buffer = torch.empty(size_bytes, dtype=torch.uint8, device=device)
     if len(run) == 1:
         local = tensor.detach()
         plan.after.append(lambda: local.copy_(buffer.view(local.dtype).view(local.shape)))
     else:
-        places = [buffer[entry.offset - start :][: entry.size_bytes] for entry, _ in run]
-        plan.after.append(partial(torch._foreach_copy_, [_as_bytes(tensor) for _, tensor in run], places))
+        plan.after.append(partial(_spread, run, buffer))
     return Landing(start, size_bytes, buffer)
+
+
+def _spread(run: Sequence[Pair], buffer: torch.Tensor) -> None:
+    """Small tensors have arrived side by side: each to its place, in the current stream's order."""
+    start = run[0][0].offset
+    with torch.cuda.device(buffer.device):
+        moves = Moves.of(
+            [buffer.data_ptr() + entry.offset - start for entry, _ in run],
+            [tensor.data_ptr() for _, tensor in run],
+            [entry.size_bytes for entry, _ in run],
+            buffer.device,
+        )
+        if moves is None or not moves.launch():
+            places = [buffer[entry.offset - start :][: entry.size_bytes] for entry, _ in run]
+            torch._foreach_copy_([_as_bytes(tensor) for _, tensor in run], places)  # as in `lanes`
 
 
 def runs(pairs: Sequence[Pair]) -> list[list[Pair]]:
@@ -181,13 +230,18 @@ def runs(pairs: Sequence[Pair]) -> list[list[Pair]]:
     end = -1
     for pair in sorted(pairs, key=lambda pair: pair[0].offset):
         entry, tensor = pair
-        small = entry.size_bytes < DEVICE_SMALL_BYTES and tensor.is_contiguous()
+        small = entry.size_bytes < DEVICE_SMALL_BYTES and _in_order(tensor)
         if small and found and entry.offset == end and end - found[-1][0][0].offset < RUN_BYTES_MAX:
             found[-1].append(pair)
         else:
             found.append([pair])
         end = entry.offset + align(entry.size_bytes) if small else -1
     return found
+
+
+def _in_order(tensor: torch.Tensor) -> bool:
+    """Whether its memory is its bytes."""
+    return tensor.is_contiguous() and not tensor.is_conj() and not tensor.is_neg()
 
 
 def _as_bytes(tensor: torch.Tensor) -> torch.Tensor:

@@ -278,8 +278,6 @@ class Stager:
             opened = session.opened
             assert opened is not None
             view = self._mapped(opened.job, opened.slot, opened.generation)
-            if self._gpu is not None:
-                self._register(self.link, opened.job)
             self.link.bring((opened.job, opened.slot, opened.generation), *opened.bytes_read)
             return opened, view.toreadonly()
 
