@@ -9,6 +9,7 @@ from holdfast.client import shard as shard_module
 from holdfast.client.capture import Capture
 from holdfast.client.lanes import Lane, Piece
 from holdfast.client.places import Source
+from holdfast.client.restore import restore_into
 from holdfast.client.shard import ShardLayout
 from holdfast.client.state_errors import LayoutChangedError, TornSnapshotError
 from holdfast.client.tensor_bytes import ByteArray, copy_out
@@ -91,6 +92,34 @@ def test_start_returns_before_the_device_is_done_and_finish_after(device: SlowDe
     thread.join(30)
     assert not thread.is_alive()
     assert weight_in(shard, net)
+
+
+def test_the_head_is_written_while_the_device_copies(device: SlowDevice) -> None:
+    """Training waits for `start`: what takes the interpreter, and no device, is not in it."""
+    net = model()
+    layout = ShardLayout.build({"model": net})
+    capture, shard = layout.capture(), memory(layout)
+    capture.start(memoryview(shard))
+    assert not any(shard[: len(layout.manifest)])
+    device.work()
+    capture.finish()
+    assert layout.manifest in bytes(shard)
+    wanted, fresh = net.weight.detach().clone(), model()
+    restore_into({"model": fresh}, memoryview(shard))
+    assert torch.equal(fresh.weight, wanted)
+
+
+def test_another_shape_beside_a_device_needs_a_new_layout(device: SlowDevice) -> None:
+    net = model()
+    layout = ShardLayout.build({"model": net})
+    net.weight.data = net.weight.data.view(300, 200)
+    capture, shard = layout.capture(), memory(layout)
+    capture.start(memoryview(shard))
+    device.work()
+    with pytest.raises(LayoutChangedError, match="a tensor has another shape"):
+        capture.finish()
+    with pytest.raises(LayoutChangedError, match=r"model/weight: expected float32 \[200, 300\], found .* \[300, 200\]"):
+        layout.capture()
 
 
 def test_updates_that_were_held_do_not_tear(device: SlowDevice) -> None:
