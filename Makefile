@@ -74,7 +74,7 @@ bench: $(READY)
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt pip
-	$(BIN)/pip install --quiet --constraint constraints.txt $(PIP_ARGS) --group dev --editable '.[torch,sealed]'
+	$(BIN)/pip install --quiet --constraint constraints.txt $(PIP_ARGS) --group dev --editable '.[torch,sealed,s3]'
 	touch $(READY)
 
 # The source distribution installs by itself, in an environment of its own, from a folder without the sources; the kernel is built.

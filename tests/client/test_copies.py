@@ -3,11 +3,8 @@
 import os
 from pathlib import Path
 
-import pytest
 from holdfast.client import copies as room
-from holdfast.client.copies import aside, choose, copies, place, thin
-from holdfast.protocol.ids import SnapshotId
-from holdfast.protocol.messages import RestoreAnswer
+from holdfast.client.copies import aside, copies, place, thin
 
 
 def make(root: Path, *steps: int) -> None:
@@ -37,27 +34,6 @@ def test_only_the_newest_stay_and_what_dead_writers_left_goes(tmp_path: Path) ->
     assert sorted(path.name for path in (tmp_path / "gpt").glob(".*")) == [".n1.part"]
     assert aside(tmp_path, "gpt", node="n1") == fresh
     assert not fresh.exists()
-
-
-@pytest.mark.parametrize(
-    ("snapshot", "problem", "use_older", "chosen"),
-    [
-        (SnapshotId(1, 30), "", False, None),  # memory has it
-        (None, "", False, 30),
-        (None, "too much is lost", False, 30),
-        (SnapshotId(1, 30), "", True, 20),  # tried too often
-        (SnapshotId(1, 10), "", True, None),  # and nothing is older
-    ],
-)
-def test_the_newest_copy_is_begun_from_where_memory_has_nothing_and_an_older_one_after_too_many_lives(
-    tmp_path: Path, snapshot: SnapshotId | None, problem: str, *, use_older: bool, chosen: int | None
-) -> None:
-    make(tmp_path, 10, 20, 30)
-    answer = RestoreAnswer("gpt", 4, snapshot, None, problem, durable_dir=str(tmp_path), use_older=use_older)
-    found = choose(answer)
-    assert (found[0].step if found else None) == chosen
-    assert [copy.step for copy in found] == [step for step in (30, 20, 10) if chosen is not None and step <= chosen]
-    assert choose(RestoreAnswer("gpt", 4, None, None)) == []
 
 
 def test_every_file_is_compared_with_what_was_written_by_all_ranks_together(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from holdfast.coding import DIGEST_BYTES, Buffer, BufferMismatchError, chunk_digest
+from holdfast.coding import DIGEST_BYTES, Buffer, BufferMismatchError, RunningDigest, chunk_digest
 
 
 @pytest.mark.parametrize(
@@ -34,3 +34,14 @@ def test_what_is_no_flat_buffer_is_refused() -> None:
         chunk_digest(np.zeros(8, dtype=np.uint8)[::2])
     with pytest.raises(BufferMismatchError, match="buffer of bytes, got str"):
         chunk_digest("text")  # type: ignore[arg-type]  # what an untyped caller might do
+
+
+def test_pieces_give_the_digest_of_the_whole() -> None:
+    content = bytes(range(256)) * 33
+    running = RunningDigest()
+    assert running.value == chunk_digest(b"")
+    for start in range(0, len(content), 1000):
+        running.add(memoryview(content)[start : start + 1000])
+    assert running.value == chunk_digest(content)
+    with pytest.raises(BufferMismatchError, match="piece must be"):
+        running.add(np.zeros(8, dtype=np.uint8)[::2])

@@ -13,7 +13,8 @@ from fuzz.local_surfaces import timed
 from fuzz.mutation import REPEATED_BYTES_MAX, TEXTS, Mutator
 from fuzz.surface import Surface
 from holdfast.client.catalogue import catalogue_of, read_heads
-from holdfast.client.copies import choose, copies, damage, place, write_digests
+from holdfast.client.copies import copies, damage, place, write_digests
+from holdfast.client.durable_places import choose
 from holdfast.client.errors import HoldfastError
 from holdfast.client.manifest import HEADER_BYTES, parse_shard
 from holdfast.client.shard import ShardLayout

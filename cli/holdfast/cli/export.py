@@ -26,7 +26,9 @@ def add_parser(subparsers: Subparsers) -> None:
         help="write a committed step as a torch checkpoint directory, readable without Holdfast",
         epilog="torch.distributed.checkpoint.load reads the directory; nodes may be missing while it is written.",
     )
-    parser.add_argument("--to", type=Path, required=True, metavar="DIR", help="a new or empty directory")
+    parser.add_argument(
+        "--to", required=True, metavar="DIR", help="a new or empty directory, or s3://BUCKET/PREFIX (gs, az)"
+    )
     parser.add_argument("--step", type=whole(0, limits.STEP_MAX), metavar="S", help="the step that it must be")
     parser.add_argument("--job", metavar="NAME", help="whose state; needed where there are several jobs")
     parser.add_argument("--socket", type=Path, metavar="PATH", help="the daemon to ask; default: HOLDFAST_SOCKET")
@@ -38,7 +40,8 @@ def run(args: argparse.Namespace) -> int:
     path = args.socket or default_socket()
     with Daemon(path) as daemon:
         job = _job([row["name"] for row in daemon.status()["jobs"]], args.job)
-    command = [sys.executable, "-m", EXPORTER, "--job", job, "--to", str(args.to.absolute()), "--socket", str(path)]
+    to = args.to if "://" in args.to else str(Path(args.to).absolute())
+    command = [sys.executable, "-m", EXPORTER, "--job", job, "--to", to, "--socket", str(path)]
     if args.step is not None:
         command += ["--step", str(args.step)]
     ended = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 import msgspec
-from holdfast.client.copies import choose
+from holdfast.client.durable_places import choose
 from holdfast.client.errors import RanksDisagreeError
 from holdfast.client.ranks import Ranks
 from holdfast.client.replicas import Claim
@@ -54,14 +54,16 @@ class Part(msgspec.Struct):
         try:
             chosen = choose(answer)
         except OSError as error:
+            if answer.snapshot is not None and not answer.problem:
+                return f"the durable copies, of which an older one was to be tried, can't be read: {error}"
             self.problem = f"{self.problem or 'memory holds nothing'}; durable copies can't be read either: {error}"
             self.fatal = True
             return ""
         if chosen:
-            self.copies = tuple((str(copy.path), copy.step) for copy in chosen)
+            self.copies = tuple((copy.place, copy.step) for copy in chosen)
         elif answer.problem and answer.durable_dir:
             self.problem += f"; {answer.durable_dir} has no durable copy of the job either"
-        elif answer.snapshot is None and answer.durable_dir and not Path(answer.durable_dir).is_dir():
+        elif answer.snapshot is None and answer.durable_dir.startswith("/") and not Path(answer.durable_dir).is_dir():
             return (
                 f"memory holds nothing of job {self.job}, and {answer.durable_dir} (durable.dir) is no directory on "
                 "rank 0's host: if copies of the job exist, mount it there and start again; else nothing is wrong"

@@ -9,16 +9,15 @@ import mmap
 import re
 import shutil
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from holdfast.coding import chunk_digest
-from holdfast.protocol.messages import RestoreAnswer
 
 NAME = re.compile(r"copy-(\d{1,18})-step-(\d{1,18})")
 METADATA = ".metadata"  # torch writes it last
 DIGESTS = "holdfast.digests"  # a line per file: digest, bytes, name
-COPIES_TRIED_COUNT_MAX = 16  # of a job, from the newest back; more are hardly ever kept
 LEFT_OVER_S = 2 * 3600.0  # what nobody has added a file to for so long is being written by nobody any more
 
 
@@ -29,6 +28,11 @@ class Copy:
     number: int
     step: int
     path: Path
+
+    @property
+    def place(self) -> str:
+        """Where it is."""
+        return str(self.path)
 
 
 def copies(root: Path, job: str) -> list[Copy]:
@@ -75,9 +79,14 @@ def thin(root: Path, job: str, *, keep: int) -> None:
 def write_digests(directory: Path) -> Path:
     """List the files of a checkpoint with what is in them. Returns the list's path."""
     names = sorted(path.name for path in directory.iterdir() if path.is_file() and path.name != DIGESTS)
-    lines = [f"{_digest(directory / name):016x} {(directory / name).stat().st_size} {name}" for name in names]
-    (directory / DIGESTS).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    found = ((name, _digest(directory / name), (directory / name).stat().st_size) for name in names)
+    (directory / DIGESTS).write_text(digest_lines(found), encoding="utf-8")
     return directory / DIGESTS
+
+
+def digest_lines(files: Iterable[tuple[str, int, int]]) -> str:
+    """The list of a checkpoint's files, of (name, digest, bytes)."""
+    return "".join(f"{digest:016x} {size_bytes} {name}\n" for name, digest, size_bytes in sorted(files))
 
 
 def damage(directory: Path, *, part: int = 0, parts: int = 1) -> str:
@@ -109,17 +118,3 @@ def _digest(path: Path) -> int:
         return chunk_digest(b"")
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         return chunk_digest(content)
-
-
-def choose(answer: RestoreAnswer) -> list[Copy]:
-    """The copies to begin from, the best first, if memory has nothing to restore, or what it has was tried too often.
-
-    Raises:
-        OSError: the directory can't be read.
-    """
-    if not answer.durable_dir:
-        return []
-    found = copies(Path(answer.durable_dir), answer.job)
-    if answer.snapshot is not None and not answer.problem:
-        found = [copy for copy in found if copy.step < answer.snapshot.step] if answer.use_older else []
-    return found[::-1][:COPIES_TRIED_COUNT_MAX]

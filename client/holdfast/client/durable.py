@@ -14,6 +14,9 @@ from typing import Any
 import torch
 from holdfast.client.flatten import Rules, dtype_name, flatten, state_of
 from holdfast.client.names import canonical_names
+from holdfast.client.object_checkpoints import ObjectReader
+from holdfast.client.object_copies import folder_of
+from holdfast.client.objects import is_url
 from holdfast.client.restore import load_item, mismatch_text
 from holdfast.client.state_errors import MalformedShardError, RestoreMismatchError
 from torch.distributed.checkpoint._nested_dict import unflatten_state_dict
@@ -23,20 +26,21 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 from torch.distributed.checkpoint.planner import ReadItem
 
 
-def load_copy(state: Mapping[str, object], directory: Path, *, allow_pickle: bool = False) -> None:
+def load_copy(state: Mapping[str, object], directory: Path | str, *, allow_pickle: bool = False) -> None:
     """Put a copy into ``state``.
 
     Args:
         state: what the Snapshotter was given, built anew.
-        directory: the copy.
+        directory: the copy; a text may be a URL.
         allow_pickle: read plain objects without restriction.
 
     Raises:
         RestoreMismatchError: the live state does not fit; nothing live was changed.
         MalformedShardError: a file of it can't be read; live tensors may be changed then.
     """
-    reader = FileSystemReader(directory)
     try:
+        remote = isinstance(directory, str) and is_url(directory)
+        reader = ObjectReader(folder_of(str(directory))) if remote else FileSystemReader(directory)
         metadata = reader.read_metadata()
     except Exception as error:
         raise MalformedShardError(f"the durable copy {directory} can't be read: {error}") from error

@@ -5,11 +5,10 @@ Keeps torch's checkpoints, which take a while to import, out of every restore th
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from holdfast.client.addresses import Address
 from holdfast.client.agreement import Part, exchange
-from holdfast.client.copies import damage
+from holdfast.client.durable_places import damage_of
 from holdfast.client.errors import HoldfastError, NotRecoverableError, RefusedError
 from holdfast.client.ranks import Ranks
 from holdfast.client.state_errors import MalformedShardError, RestoreMismatchError, ShardError
@@ -88,14 +87,14 @@ class Elsewhere:
 
     def _damage(self, directory: str) -> Exception | None:
         """What is wrong with this rank's share of a copy, before anything live is changed."""
-        found = damage(Path(directory), part=self.ranks.rank, parts=self.ranks.world_size)
+        found = damage_of(directory, part=self.ranks.rank, parts=self.ranks.world_size)
         return MalformedShardError(found) if found else None
 
     def _restore_copy(self, directory: str) -> Exception | None:
         from holdfast.client.durable import load_copy  # noqa: PLC0415  # see the file's head
 
         try:
-            load_copy(self.state, Path(directory), allow_pickle=self.allow_pickle)
+            load_copy(self.state, directory, allow_pickle=self.allow_pickle)
         except ShardError as error:
             return NotRecoverableError(str(error)) if isinstance(error, MalformedShardError) else error
         return None

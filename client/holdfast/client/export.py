@@ -16,7 +16,8 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ import torch
 from holdfast.client.catalogue import Catalogue, ShardBytes, catalogue_of, read_heads, require
 from holdfast.client.errors import HoldfastError, NotRecoverableError, RefusedError, SupersededError
 from holdfast.client.fetched import fetched
+from holdfast.client.object_checkpoints import ObjectWriter
+from holdfast.client.objects import ObjectFolder, Objects, is_url
 from holdfast.client.ranges import RangeReader
 from holdfast.client.reading import read_box, whole_object
 from holdfast.client.state_errors import ShardError
@@ -52,12 +55,12 @@ class Exported:
     seconds: float
 
 
-def export(*, job: str, to: Path, step: int | None = None, socket: Path | None = None) -> Exported:
+def export(*, job: str, to: Path | str, step: int | None = None, socket: Path | None = None) -> Exported:
     """Write the newest committed step of a job.
 
     Args:
         job: its name.
-        to: the directory to make; it must not exist, or be empty.
+        to: the directory to make, or the URL of a place in an object store; it must not exist, or be empty.
         step: the step that it must be; None: whatever is newest.
         socket: of any node's daemon.
 
@@ -66,6 +69,9 @@ def export(*, job: str, to: Path, step: int | None = None, socket: Path | None =
         HoldfastError: nothing is committed, another step is, or its bytes can't be had.
         ShardError: the state is one that only its own layout can read; the text says why.
     """
+    if isinstance(to, str) and is_url(to):
+        return _export_objects(to, job=job, step=step, socket=socket)
+    to = Path(to)
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise OperatorError(ExitCode.USAGE, f"--to: expected a new or empty directory, {to} is taken; name another one")
     aside = to.with_name(f".{to.name}.{os.getpid()}.part")
@@ -85,7 +91,33 @@ def export(*, job: str, to: Path, step: int | None = None, socket: Path | None =
     return Exported(job, found_step, attempt, str(to), size_bytes, time.monotonic() - started_s)
 
 
-def write_newest(source: RangeReader, aside: Path, *, job: str, step: int | None) -> tuple[int, int]:
+def _export_objects(url: str, *, job: str, step: int | None, socket: Path | None) -> Exported:
+    """The same into an object store, where torch's table comes last: without it nobody reads the rest."""
+    started_s = time.monotonic()
+    try:
+        folder = ObjectFolder(Objects(url), "")
+        if folder.files():
+            raise OperatorError(ExitCode.USAGE, f"--to: expected no object there yet, {url} is taken; name another one")
+        with clean_on_failure(folder), RangeReader(job=job, socket=socket) as source:
+            found_step, attempt = write_newest(source, folder, job=job, step=step)
+    except OSError as error:
+        raise OperatorError(ExitCode.USAGE, f"{url} can't be written: {error}") from error
+    size_bytes = sum(size for _, size in folder.written.values())
+    return Exported(job, found_step, attempt, url, size_bytes, time.monotonic() - started_s)
+
+
+@contextmanager
+def clean_on_failure(folder: ObjectFolder) -> Iterator[None]:
+    """Remove what was written if it does not become whole; where even that fails, what is left is not whole either."""
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):
+            folder.clear()
+        raise
+
+
+def write_newest(source: RangeReader, aside: Path | ObjectFolder, *, job: str, step: int | None) -> tuple[int, int]:
     """Write what is committed now; begin anew with the newer one if it is superseded meanwhile."""
     for tries_left in reversed(range(SUPERSEDED_TRIES_MAX)):
         committed = source.committed()
@@ -101,7 +133,10 @@ def write_newest(source: RangeReader, aside: Path, *, job: str, step: int | None
                 fetched(source), aside, note={"job": job, "step": snapshot.step, "attempt": snapshot.attempt}
             )
         except SupersededError:
-            shutil.rmtree(aside, ignore_errors=True)
+            if isinstance(aside, Path):
+                shutil.rmtree(aside, ignore_errors=True)
+            else:
+                aside.clear()
             if not tries_left:
                 raise
         else:
@@ -109,8 +144,8 @@ def write_newest(source: RangeReader, aside: Path, *, job: str, step: int | None
     raise AssertionError("the last try returns or raises")
 
 
-def write_checkpoint(source: ShardBytes, directory: Path, *, note: dict[str, Any]) -> None:
-    """Write all that a snapshot holds into a new directory.
+def write_checkpoint(source: ShardBytes, directory: Path | ObjectFolder, *, note: dict[str, Any]) -> None:
+    """Write all that a snapshot holds into a new directory, or as new objects.
 
     Args:
         source: the snapshot's bytes.
@@ -127,7 +162,11 @@ def write_checkpoint(source: ShardBytes, directory: Path, *, note: dict[str, Any
     flat |= {name: _Later(name) for name in (*found.objects, *found.archives)}
     paths = {name: found.paths.get(name, (name,)) for name in flat}
     state = unflatten_state_dict(flat, paths)
-    writer = FileSystemWriter(directory, thread_count=1, sync_files=True)
+    writer = (
+        FileSystemWriter(directory, thread_count=1, sync_files=True)
+        if isinstance(directory, Path)
+        else ObjectWriter(directory)
+    )
     try:
         save(state, storage_writer=writer, planner=_Reading(source, found), no_dist=True)
     except CheckpointException as error:  # torch's wrapping of what went wrong on a rank
@@ -135,8 +174,12 @@ def write_checkpoint(source: ShardBytes, directory: Path, *, note: dict[str, Any
             if isinstance(cause[0], HoldfastError | ShardError | OSError):
                 raise cause[0] from error
         raise
+    text = json.dumps({"schema": "holdfast.export/1", **note}) + "\n"
+    if not isinstance(directory, Path):
+        directory.put(NOTE, text.encode())
+        return
     with (directory / NOTE).open("w", encoding="utf-8") as file:
-        file.write(json.dumps({"schema": "holdfast.export/1", **note}) + "\n")
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
 
@@ -195,7 +238,7 @@ def main() -> int:
     """Entry point of `holdfast export`."""
     parser = argparse.ArgumentParser(prog="holdfast.client.export")
     parser.add_argument("--job", required=True)
-    parser.add_argument("--to", type=Path, required=True)
+    parser.add_argument("--to", required=True)
     parser.add_argument("--socket", type=Path)
     parser.add_argument("--step", type=int)
     arguments = parser.parse_args()

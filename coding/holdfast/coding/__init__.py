@@ -4,7 +4,7 @@ Knows counts, positions and byte lengths; no node, time, network or file. This i
 what is not listed here may change.
 """
 
-from holdfast.coding.digest import DIGEST_BYTES, chunk_digest
+from holdfast.coding.digest import DIGEST_BYTES, RunningDigest, chunk_digest
 from holdfast.coding.engines import Engine, engine_names, select_engine, why_not_native
 from holdfast.coding.errors import (
     BufferMismatchError,
@@ -30,6 +30,7 @@ __all__ = [
     "Engine",
     "EngineUnavailableError",
     "NotEnoughShardsError",
+    "RunningDigest",
     "chunk_digest",
     "decode_matrix",
     "engine_names",

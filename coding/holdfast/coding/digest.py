@@ -17,3 +17,23 @@ def chunk_digest(chunk: Buffer) -> int:
         BufferMismatchError: Not a buffer, or not contiguous.
     """
     return xxhash.xxh3_64_intdigest(bytes_of(chunk, "chunk").data)
+
+
+class RunningDigest:
+    """The digest of what comes piece by piece: that of all pieces in one."""
+
+    def __init__(self) -> None:
+        self._hash = xxhash.xxh3_64()
+
+    def add(self, piece: Buffer) -> None:
+        """Take in the next piece.
+
+        Raises:
+            BufferMismatchError: Not a buffer, or not contiguous.
+        """
+        self._hash.update(bytes_of(piece, "piece").data)
+
+    @property
+    def value(self) -> int:
+        """The digest of all that was added so far: an unsigned 64-bit number."""
+        return self._hash.intdigest()

@@ -7,6 +7,7 @@ reading one of them of `holdfast.protocol.settings`.
 
 import hashlib
 import json
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ CONFIG_DIGEST_CHARS = 16  # 64 bits in hex: told apart by eye, and two files of 
 PROBLEMS_SHOWN_MAX = 50  # a file of another kind would fill the screen
 
 _NOTHING: Mapping[str, str] = MappingProxyType({})
+_PLACE = re.compile(r"/.*|(?:s3|gs|az)://[^/]+(?:/.*)?")  # of durable copies: a folder, or a place in an object store
 _NODE_KEYS = ("name", "address", "domain")
 
 
@@ -105,7 +107,7 @@ class ClusterConfig:
         scrub_cpu_percent: how much of one core that may use.
         state_dir: folder of recovery records, or None: beside the socket.
         drill_period_s: how often it is proven that sampled stripes can be rebuilt; 0: only when asked.
-        durable_dir: absolute folder, the same for all nodes, that gets durable copies, or None: none are made.
+        durable_dir: absolute folder, or URL (s3, gs, az), the same for all nodes, that gets durable copies; None: none.
         durable_every_s: a copy becomes due so long after the last one; 0: time alone makes none due.
         durable_every_steps: the same in steps; 0: steps alone make none due.
         durable_keep: how many copies of a job stay there.
@@ -297,8 +299,8 @@ def _conflicts(config: ClusterConfig) -> list[Problem]:
             )
         )
     problems += _exposures(config)
-    if config.durable_dir is not None and not config.durable_dir.startswith("/"):
-        text = "expected an absolute path, since daemons and ranks run in different folders"
+    if config.durable_dir is not None and _PLACE.fullmatch(config.durable_dir) is None:
+        text = "expected an absolute path, since daemons and ranks run in different folders, or s3://BUCKET/PREFIX"
         problems.append(Problem("durable.dir", f"{text}; found {config.durable_dir!r}"))
     if config.bulk_mode == "sealed" and config.keys_dir is None:
         text = "expected keys, since what seals chunks is agreed under them; found none"
