@@ -46,7 +46,8 @@ class Fabric:
         self.roles = tuple(roles)
         yield self
 
-    def gather(self, mine: torch.Tensor) -> list[torch.Tensor]:
+    def gather(self, parts: Sequence[torch.Tensor], index: int) -> None:
+        mine = parts[index]
         with self.meeting.lock:
             barrier, given = self.meeting.sets.setdefault(self.roles, (threading.Barrier(len(self.roles)), {}))
             self.meeting.longest = max(self.meeting.longest, len(mine))
@@ -55,7 +56,8 @@ class Fabric:
         found = [given[role].clone() for role in self.roles]
         barrier.wait(MEET_S)
         assert len({len(one) for one in found}) == 1
-        return found
+        for part, one in zip(parts, found, strict=True):
+            part.copy_(one)
 
 
 def content(name: str, whole: torch.Tensor) -> torch.Tensor:

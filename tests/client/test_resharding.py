@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from fake_ranks import Cut, as_rank, cut
+from holdfast.client.errors import NotRecoverableError
 from holdfast.client.resharding import reshard_into
 from holdfast.client.rng import capture_rng, restore_rng
 from holdfast.client.state_errors import RestoreMismatchError
@@ -14,6 +15,7 @@ from memory_shards import Numbers, Source, reader_of, staged
 from torch import nn
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.placement_types import _StridedShard
+from torch.nn.parallel import DistributedDataParallel
 
 SNAPSHOT = SnapshotId(1, 7)
 WHOLE = {"w": torch.arange(6 * 10, dtype=torch.float32).view(6, 10), "b": torch.arange(5, dtype=torch.bfloat16)}
@@ -121,6 +123,24 @@ def test_a_state_is_put_into_another_layout(before: Cut, after: Cut, prefix: str
                 assert torch.equal(drawn, torch.rand(3, generator=torch.Generator().manual_seed(rank)))
             assert any("data" in text and "rank 0" in text for text in told) is not same_world
             assert any("seeded anew" in text for text in told) is (rank >= before.world_size)
+
+
+def test_replicas_that_differed_when_they_were_staged_are_refused_or_told() -> None:
+    """Read into another world, where every rank gets the same of them."""
+    shards = []
+    for rank in range(2):
+        with as_rank(rank, 2):
+            torch.manual_seed(1)
+            model = DistributedDataParallel(nn.Linear(30, 20))
+            with torch.no_grad():
+                model.module.weight += rank
+            shards.append(staged({"model": model}, Numbers(rank, 2)))
+    options = {"snapshot": SNAPSHOT, "role": 0, "world_size": 1}
+    live = {"model": nn.Linear(30, 20)}
+    with pytest.raises(NotRecoverableError, match=r"model/module\.weight was not equal on all replicas"):
+        reshard_into(live, reader_of(Source(shards)), **options)
+    told = reshard_into(live, reader_of(Source(shards)), **options, lenient=True)
+    assert any("model/module.weight was not equal" in text for text in told)
 
 
 def test_new_ranks_get_generators_of_their_own_the_same_each_time() -> None:

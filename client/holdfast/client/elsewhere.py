@@ -25,6 +25,7 @@ class Elsewhere:
         state: what the Snapshotter was given.
         job: its name.
         socket: of this rank's daemon.
+        lenient: whether replicas that differed when they were staged are said instead of refused.
     """
 
     state: Mapping[str, object]
@@ -32,6 +33,7 @@ class Elsewhere:
     socket: Address
     ranks: Ranks
     allow_pickle: bool
+    lenient: bool = False
 
     def restore(self, snapshot: SnapshotId, *, say: Callable[[str], None]) -> Exception | None:
         """Restore by ranges of all ranks' shards. Returns what went wrong; `say` hears what is not as it was."""
@@ -43,7 +45,9 @@ class Elsewhere:
                 job=self.job, socket=self.socket, timeout_s=PATIENCE_S, allow_pickle=self.allow_pickle
             )
             role, world_size = self.ranks.rank, self.ranks.world_size
-            told = reshard_into(self.state, reader, snapshot=snapshot, role=role, world_size=world_size)
+            told = reshard_into(
+                self.state, reader, snapshot=snapshot, role=role, world_size=world_size, lenient=self.lenient
+            )
         except RefusedError as error:
             return NotRecoverableError(str(error))
         except (HoldfastError, ShardError) as error:

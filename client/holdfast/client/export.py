@@ -16,6 +16,7 @@ import os
 import shutil
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -25,12 +26,13 @@ from typing import Any
 import torch
 from holdfast.client.catalogue import Catalogue, ShardBytes, catalogue_of, read_heads, require
 from holdfast.client.errors import HoldfastError, NotRecoverableError, RefusedError, SupersededError
-from holdfast.client.fetched import fetched
+from holdfast.client.fetched import Fetched, fetched
 from holdfast.client.object_checkpoints import ObjectWriter
 from holdfast.client.objects import ObjectFolder, Objects, is_url
 from holdfast.client.ranges import RangeReader
 from holdfast.client.reading import read_box, whole_object
 from holdfast.client.state_errors import ShardError
+from holdfast.client.witnesses import acceptance, unequal
 from holdfast.protocol.exit_codes import ExitCode, OperatorError
 from torch.distributed.checkpoint._nested_dict import unflatten_state_dict
 from torch.distributed.checkpoint.api import CheckpointException
@@ -40,6 +42,7 @@ from torch.distributed.checkpoint.planner import WriteItem, WriteItemType
 from torch.distributed.checkpoint.state_dict_saver import save
 
 SUPERSEDED_TRIES_MAX = 5  # a newer step was committed while one was read: that one is freed, so the newer one is taken
+UNEQUAL_NAMED = 5  # tensors named in the note whose replicas differed
 NOTE = "holdfast.json"  # beside torch's files, which its reader does not look at
 
 
@@ -157,7 +160,11 @@ def write_checkpoint(source: ShardBytes, directory: Path | ObjectFolder, *, note
         HoldfastError: bytes can't be had.
         OSError: the directory can't be written.
     """
-    found = catalogue_of(read_heads(source))
+    heads = read_heads(source)
+    found = catalogue_of(heads)
+    if isinstance(source, Fetched) and (differed := unequal(heads, source.read)):
+        warnings.warn(f"holdfast: {acceptance(differed)}", RuntimeWarning, stacklevel=2)
+        note = {**note, "unequal_replicas": differed[:UNEQUAL_NAMED]}
     flat: dict[str, Any] = {name: _shape_only(found, name) for name in found.tensors}
     flat |= {name: _Later(name) for name in (*found.objects, *found.archives)}
     paths = {name: found.paths.get(name, (name,)) for name in flat}

@@ -37,6 +37,10 @@ class Fetched:
         raw = memoryview(target).cast("B")
         raw[:] = self.shards[role][offset_bytes : offset_bytes + raw.nbytes]
 
+    def read(self, role: int, offset_bytes: int, length_bytes: int) -> bytes:
+        """Bytes of the role's shard."""
+        return bytes(self.shards[role][offset_bytes : offset_bytes + length_bytes])
+
 
 def fetched(source: ShardBytes, *, room_bytes: int | None = None) -> ShardBytes:
     """The snapshot in memory, or `source` itself where it does not fit into `room_bytes` (default: a share of free)."""

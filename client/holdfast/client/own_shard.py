@@ -19,6 +19,7 @@ from holdfast.client.replicas import Claim, layout_claims
 from holdfast.client.restore import Restoring, gpu_of
 from holdfast.client.stager import Stager
 from holdfast.client.state_errors import RottenShardError, ShardError
+from holdfast.client.witnesses import acceptance, refusal
 from holdfast.protocol import messages
 from holdfast.protocol.ids import SnapshotId
 
@@ -91,9 +92,9 @@ class OwnShard:
             pooling.exchange(self.ranks)
             strangers = pooling.strangers()
             if strangers and not lenient:
-                return NotRecoverableError(_unequal(strangers, self.ranks.rank))
+                return NotRecoverableError(refusal(strangers, self.ranks.rank))
             if strangers:
-                say(_patched(strangers))
+                say(acceptance(strangers))
             restoring.finish()
             self.clock.lap("gather")
             self._close(halfway.opened)
@@ -129,23 +130,3 @@ class OwnShard:
 
     def _close(self, opened: messages.ShardOpened) -> None:
         self.stager.submit(lambda: self.stager.close_shard(opened)).result()
-
-
-def _unequal(paths: list[str], rank: int) -> str:
-    return (
-        f"{_named(paths)} was not equal on all replicas when the snapshot was staged, though DDP or a Replicate "
-        f"placement promises it: what rank {rank} had is not what was stored. The live state is overwritten: build it "
-        'anew. Begin from a durable copy made before, or make the Snapshotter with replicated="none": it accepts this '
-        "snapshot as the replicas gave it, and has each rank stage its own from then on"
-    )
-
-
-def _patched(paths: list[str]) -> str:
-    return (
-        f"{_named(paths)} was not equal on all replicas when the snapshot was staged: every rank now has the parts "
-        "that each of them staged, which no rank had as a whole"
-    )
-
-
-def _named(paths: list[str]) -> str:
-    return paths[0] if len(paths) == 1 else f"{paths[0]} (and {len(paths) - 1} more)"

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Protocol
 
-import numpy as np
 import torch
-from holdfast.client.manifest import ALIGN_BYTES, Manifest, TensorEntry, share_of, show_path
+from holdfast.client.manifest import ALIGN_BYTES, Manifest, TensorEntry, share_of
 from holdfast.client.replicas import layout_claims
 from holdfast.client.tensor_bytes import ByteArray
+from holdfast.client.witnesses import strangers
 
 GATHER_BYTES = 64 << 20  # of all replicas' blocks in one exchange: so much memory is needed for a moment
 BLOCK_BYTES_MIN = 256 << 10  # of one replica: with hundreds of them, smaller blocks would cost more calls than bytes
@@ -31,8 +31,8 @@ class Gatherer(Protocol):
     def device(self) -> torch.device:
         """Where the bytes must lie."""
 
-    def gather(self, mine: torch.Tensor, /) -> list[torch.Tensor]:
-        """Each one's bytes, in the order of roles. A collective."""
+    def gather(self, parts: Sequence[torch.Tensor], index: int, /) -> None:
+        """Fill the parts of the others, in the order of roles; the one at `index` is this rank's. A collective."""
 
 
 class Fabric(Protocol):
@@ -98,16 +98,8 @@ class Pooling:
 
     def strangers(self) -> list[str]:
         """Which tensors, now filled, are not what this rank's witnesses saw of them; by path."""
-        starts = [[place.start for place in places] for places in self._places]
-        found = []
-        for witness in self.manifest.witnesses:
-            index = bisect_right(starts[witness.pool], witness.start) - 1
-            place = self._places[witness.pool][max(index, 0)]
-            start = witness.start - place.start
-            now = place.raw[start : start + witness.size_bytes].cpu().numpy()
-            if not np.array_equal(now, self.payload[witness.offset : witness.offset + witness.size_bytes]):
-                found.append(show_path(place.entry.path))
-        return list(dict.fromkeys(found))
+        filled = [(place.entry, place.raw) for places in self._places for place in places]
+        return strangers(self.manifest, lambda offset, size: self.payload[offset : offset + size], filled)
 
     def _fill(self, number: int, gatherer: Gatherer) -> None:
         pool, places = self.manifest.pools[number], self._places[number]
@@ -118,11 +110,13 @@ class Pooling:
         shares = [share_of(pool.size_bytes, len(pool.roles), index) for index in range(len(pool.roles))]
         longest = max(stop - start for start, stop in shares)
         step = max(BLOCK_BYTES_MIN, GATHER_BYTES // len(shares) // ALIGN_BYTES * ALIGN_BYTES)
+        buffers = torch.zeros(len(shares), min(step, longest), dtype=torch.uint8, device=gatherer.device)
         for begin in range(0, longest, step):
-            mine = torch.zeros(min(step, longest - begin), dtype=torch.uint8, device=gatherer.device)
+            blocks = [buffer[: longest - begin] for buffer in buffers]
             part = own[begin : begin + step]
-            mine[: len(part)] = part
-            for (start, stop), block in zip(shares, gatherer.gather(mine), strict=True):
+            blocks[pool.index][: len(part)] = part
+            gatherer.gather(blocks, pool.index)
+            for (start, stop), block in zip(shares, blocks, strict=True):
                 _land(places, ends, block[: max(0, stop - start - begin)], start + begin)
 
 

@@ -25,14 +25,22 @@ from holdfast.client.names import canonical_names, parameter_names
 from holdfast.client.reading import read_entry
 from holdfast.client.restore import group_problems, load_item, mismatch_text
 from holdfast.client.rng import restore_rng, seeded_rng
+from holdfast.client.sharding import as_dtensor
 from holdfast.client.state_errors import RestoreMismatchError
+from holdfast.client.witnesses import acceptance, read_witnesses, refusal, strangers
 from holdfast.protocol.ids import SnapshotId
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.metadata import Metadata
 
 
 def reshard_into(  # who reads what, and as whom
-    state: Mapping[str, object], reader: HoldfastReader, *, snapshot: SnapshotId, role: int, world_size: int
+    state: Mapping[str, object],
+    reader: HoldfastReader,
+    *,
+    snapshot: SnapshotId,
+    role: int,
+    world_size: int,
+    lenient: bool = False,
 ) -> list[str]:
     """Put the snapshot that `reader` finds into ``state``, and random generators with it.
 
@@ -42,13 +50,14 @@ def reshard_into(  # who reads what, and as whom
         snapshot: that must be the newest committed one: all ranks restore it.
         role: of this rank in its new world.
         world_size: of that world.
+        lenient: whether replicas that differed when they were staged are told instead of refused.
 
     Returns:
         What was not brought back as it was, as sentences; empty if everything was.
 
     Raises:
         RestoreMismatchError: the live state does not fit the snapshot. Nothing live was changed.
-        HoldfastError: bytes can't be had; live tensors may be changed then.
+        HoldfastError: bytes can't be had, or replicas differed; live tensors may be changed then.
     """
     metadata = reader.read_metadata()
     try:
@@ -65,13 +74,19 @@ def reshard_into(  # who reads what, and as whom
         payload_offset = found.heads[own].header.payload_offset
         for path, entry in plan.alone.items():
             plan.tensors[path] = read_entry(source, own, payload_offset, entry)
+        witnesses = read_witnesses(source, own, found.heads[own])
         _fill(reader, metadata, plan.targets, role=role)
     finally:
         reader.close()
+    told = []
+    if differed := strangers(found.heads[own].manifest, witnesses, plan.pooled()):
+        if not lenient:
+            raise NotRecoverableError(refusal(differed, own))
+        told.append(acceptance(differed))
     for name, item in state.items():
         load_item(item, plan.tree(name))
     restore_rng(_generators(found.rng, role))
-    return _told(found, role=role, world_size=world_size)
+    return told + _told(found, role=role, world_size=world_size)
 
 
 @dataclass(slots=True)
@@ -117,6 +132,19 @@ class _Plan:
                 self._optimizer(name, item)
             else:
                 self._other(name)
+
+    def pooled(self) -> list[tuple[TensorEntry, torch.Tensor]]:
+        """What lies in pools and is whole and as it was on this rank, too: its bytes, flat."""
+        found = []
+        live = {self.found.resolve(flat): tensor for flat, tensor in self.targets.items()}
+        for entry in self.found.heads[self.own].manifest.tensors:
+            tensor = live.get(_flat_name(entry.path))
+            if entry.pool is None or entry.sharding is not None or tensor is None:
+                continue
+            plain = as_dtensor(tensor) is None and tensor.is_contiguous()
+            if plain and dtype_name(tensor.dtype) == entry.dtype:
+                found.append((entry, tensor.detach().reshape(-1).view(torch.uint8)))
+        return found
 
     def tree(self, name: str) -> object:
         """What ``load_state_dict`` gets."""

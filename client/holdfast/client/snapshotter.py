@@ -185,7 +185,8 @@ class Snapshotter:
         return lead.snapshot.step
 
     def _elsewhere(self) -> Elsewhere:
-        return Elsewhere(self._state, self._job, self._path, ranks=self._ranks, allow_pickle=self._allow_pickle)
+        pickled, lenient = self._allow_pickle, not self._cut
+        return Elsewhere(self._state, self._job, self._path, self._ranks, allow_pickle=pickled, lenient=lenient)
 
     def _restore_copy(self, lead: Part, clock: Laps) -> int:
         """Memory has nothing to begin from, or what it has was tried too often: begin from a durable copy."""
