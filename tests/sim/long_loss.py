@@ -10,7 +10,7 @@ from sim.readers import Reader
 from sim.truth import promise
 
 SETTLED_S = 40.0  # after the other faults: everybody is back, and every job runs
-MADE_UP_S = 40.0  # after the last fault: what the lost nodes left is made up for, where more losses are survived then
+MADE_UP_S = 90.0  # after the last fault: what the lost nodes left is made up for, on such coders, where that helps
 REBUILT_S = 90.0  # three of four nodes, by one that is left, on coders that take a tenth of a second for everything
 READ_S = 60.0  # a reader has every byte
 AFTER_S = 4  # reprotect_after_s
