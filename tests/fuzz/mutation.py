@@ -194,6 +194,8 @@ class Maker:
                 return draw.randbytes(min(max(size, info.min_length or 0), info.max_length or size))
             case inspect.VarTupleType() | inspect.ListType():
                 return [self._value(info.item_type, name) for _ in range(draw.choice((0, 1, 1, 2, 8)))]
+            case inspect.TupleType():
+                return [self._value(item, name) for item in info.item_types]
             case inspect.DictType():
                 return {draw.choice(TEXTS): draw.choice((1, None, "x", [], {}))}
         raise AssertionError(f"no rule for {info}")
