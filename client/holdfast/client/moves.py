@@ -2,7 +2,7 @@
 
 A kernel of our own, that the driver compiles for the GPU there is when it is first needed: neither a compiler nor a
 library is. It works off a table of addresses. Why not torch's copies of lists, or a CUDA graph of them:
-`docs/adr/0020-own-gather-kernel.md`. Where there is no such driver (AMD), or it refuses, `Moves.of` gives None.
+`docs/adr/0024-own-gather-kernel.md`. Where there is no such driver (AMD), or it refuses, `Moves.of` gives None.
 
 Not here: whether the memory behind an address is still there. Who launches looks first.
 """
