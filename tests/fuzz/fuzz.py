@@ -22,6 +22,7 @@ from fuzz.core_surfaces import Bulk, Clients, Peers
 from fuzz.file_surfaces import Copies, Records, Shards, Texts
 from fuzz.local_surfaces import Environment, Http, Keepers, Ledger, Replies
 from fuzz.prey import Prey
+from fuzz.remote_surface import Gate
 from fuzz.sealed_surface import Sealed
 from fuzz.surface import Surface
 
@@ -33,8 +34,8 @@ SHOWN_BYTES = 600  # of an input that breaks a rule
 BATCH_INPUTS = 200
 ROUND_INPUTS = 5_000  # then everything is made anew: nonsense must not pile up into a state that no peer could cause
 SHARES = {
-    "control frames": 33, "client messages": 15, "bulk frames": 7, "sealed chunks": 3, "replies to clients": 8,
-    "http requests": 6,
+    "control frames": 30, "client messages": 15, "bulk frames": 7, "sealed chunks": 3, "replies to clients": 8,
+    "http requests": 6, "trainers over the network": 3,
     "ledger": 6, "keeper and worker": 6, "service manager": 1, "config and key files": 5, "records and reports": 4,
     "durable copies": 2, "shards and exports": 4,
 }  # fmt: skip
@@ -89,7 +90,7 @@ class Fuzzer:
             Sealed(draw("sealed")),
             Replies(draw("reply"), prey), Http(draw("http"), prey), Ledger(draw("ledger"), prey),
             Keepers(draw("keeper")), Environment(draw("environment")), Texts(draw("text")), Records(draw("record")),
-            Copies(draw("copy")), Shards(draw("shard")),
+            Copies(draw("copy")), Shards(draw("shard")), Gate(draw("gate"), prey),
         ]  # fmt: skip
 
     def _round(self, count: int) -> None:
