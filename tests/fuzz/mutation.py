@@ -192,6 +192,8 @@ class Maker:
             case inspect.BytesType():
                 size = draw.choice((info.min_length or 0, info.max_length or 64, 8, 80))
                 return draw.randbytes(min(max(size, info.min_length or 0), info.max_length or size))
+            case inspect.TupleType():
+                return [self._value(each, name) for each in info.item_types]
             case inspect.VarTupleType() | inspect.ListType():
                 return [self._value(info.item_type, name) for _ in range(draw.choice((0, 1, 1, 2, 8)))]
             case inspect.TupleType():
