@@ -83,6 +83,14 @@ def test_nobody_is_waited_for_beyond_the_bound() -> None:
     assert "is skipped: not staged within" in str(problem)
 
 
+def test_what_takes_long_on_its_way_is_not_skipped_for_that() -> None:
+    underway = Underway(Stalls(), max_stall_s=-SLACK_S)
+    one, _ = staging(3, on_host=True, started=done(), ended=Future(), goes_on=True)
+    underway.add(one)
+    assert underway.let_change() == []
+    assert underway.end_all() == []
+
+
 def test_what_else_goes_wrong_is_raised() -> None:
     underway = Underway(Stalls(), max_stall_s=5.0)
     one, _ = staging(1, on_host=True, started=done(), ended=done(MemoryError("none left")))

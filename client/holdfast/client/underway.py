@@ -85,6 +85,8 @@ class Underway:
         try:
             self._await(staging, future)
         except FutureTimeoutError:
+            if staging.marks.copied.done() and staging.marks.copied.result():
+                return []  # it is whole, and its bytes are still on their way: it may commit, and holds up no longer
             # The copy goes on into a slot that nobody will seal: its version check finds the update that happens now.
             text = f"{staging.snapshot} is skipped: not staged within {self._max_stall_s} s"
             return [SnapshotSkippedError(text)]
