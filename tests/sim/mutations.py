@@ -357,7 +357,7 @@ CAUGHT_BY: tuple[tuple[Mutation, str, int], ...] = (
     (accept_an_old_incarnation, "strays", 0),
     (replace_a_live_node, "few", 10000126),
     (write_the_digests_last, "crashes", 1),
-    (believe_what_was_forgotten, "beyond", 5),
+    (believe_what_was_forgotten, "beyond", 13),
     (free_the_estate_before_the_next_is_whole, "long", 2),
     (free_the_estate_when_its_nodes_are_heard, "long", 0),
     (count_parts_of_another_estate, "long", 2),

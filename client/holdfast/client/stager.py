@@ -126,6 +126,7 @@ class Stager:
         while not self._stopping:
             try:
                 self._tasks.get_nowait()()
+                self._note_progress()  # which came while it worked: there may be work all the time
                 continue
             except Empty:
                 pass

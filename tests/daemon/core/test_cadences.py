@@ -106,21 +106,30 @@ def test_a_slow_snapshot_that_nobody_waits_for_changes_nothing() -> None:
 
 def test_it_widens_stepwise_from_a_step_that_all_can_hear_of_in_time() -> None:
     watched = Watched()
-    found = [watched.commits(cycle_s=1.0, waited_s=0.5) for _ in range(6)]
-    assert found[:2] == [None, None]
-    assert found[2] == Cadence(1, 3 + 16, 4), "at most four times as rare at once"
-    assert found[5] == Cadence(1, 6 + 16, 11), "a snapshot of ten steps, and a tenth more"
+    found = [(watched.commits(cycle_s=1.0, waited_s=0.5), watched.step) for _ in range(21)]
+    assert {step: told for told, step in found if told is not None} == {
+        3: Cadence(1, 3 + 16, 4),  # at most four times as rare at once
+        19 + 2: Cadence(1, 21 + 16, 11),  # once that has begun: a snapshot of ten steps, and a tenth more
+    }
     assert watched.job.every == 11
 
 
 def test_it_narrows_with_patience_and_never_below_the_plan() -> None:
     watched = Watched()
-    for _ in range(6):
+    while watched.job.every < 11:
         watched.commits(cycle_s=1.0, waited_s=0.5)
-    found = [watched.commits(cycle_s=0.01, waited_s=0.0) for _ in range(8)]
-    assert found[:7] == [None] * 7
-    assert found[7] is not None
-    assert found[7].every == 1
+    begins = watched.job.cadences[-1].from_step
+    while watched.job.every == 11:
+        watched.commits(cycle_s=0.01, waited_s=0.0)
+    assert (watched.job.every, watched.step) == (1, begins + 7)
+
+
+def test_none_is_announced_before_the_last_one_has_begun_for_each_would_put_it_off() -> None:
+    watched = Watched()
+    announced = [watched.commits(cycle_s=cycle_s, waited_s=0.5) for cycle_s in (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1)]
+    (one,) = [told for told in announced if told is not None]
+    assert watched.job.cadences == (one,)
+    assert watched.step < one.from_step
 
 
 @pytest.mark.parametrize("attempt", [0, 2])

@@ -62,6 +62,8 @@ class Cadences:
         begun = [report.begun.step for report in reports if report.begun and report.begun.attempt == job.attempt]
         if step_s < limits.STEP_S_MIN or not cycle_s or not begun:
             return None
+        if job.cadences and job.cadences[-1].from_step > max(begun):
+            return None  # it has yet to begin: another one now would be from a later step, and so on for ever
         every = job.every
         needed = _needed(cycle_s / step_s, every_planned=plan.every, slots=len(job.slots))
         waited = max(report.waited_s for report in reports) > _WAIT_SHARE * step_s
