@@ -155,3 +155,11 @@ def test_a_plan_of_more_chunks_than_a_group_may_have_is_refused_with_the_numbers
 
 def test_a_node_beyond_the_cluster_has_words_for_people() -> None:
     assert "none of this cluster's" in Alone().node.ctx.name_of(4095)
+
+
+def test_who_writes_which_bytes_is_known_as_soon_as_ranks_have_planned() -> None:
+    alone = Alone()
+    job = alone.node.jobs["gpt"].job
+    assert job.writers_of(LAYOUT) == [(1, 0, 64), (2, 64, 64)]
+    wider = Layout((ShardPlace(0, 10), ShardPlace(1, 99), ShardPlace(0, 20), ShardPlace(0, 30)), 0, 1)
+    assert job.writers_of(wider) == [(1, 0, 10), (None, 10, 20), (None, 30, 30)]

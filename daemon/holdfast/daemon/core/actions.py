@@ -10,6 +10,7 @@ from holdfast.daemon.core.health import Resting
 from holdfast.daemon.core.ledger import LedgerRecord
 from holdfast.daemon.core.memory import ChunkKey, Memory, Sizes
 from holdfast.protocol.ids import SnapshotId
+from holdfast.protocol.layout import Layout
 from holdfast.protocol.messages import ChunkHeader, DaemonMessage, PeerMessage
 from holdfast.protocol.recovery import RecoveryRecord
 
@@ -56,10 +57,17 @@ class DropClient:
 
 @dataclass(frozen=True, slots=True)
 class Allocate:
-    """Make, populate and seal a slot's memory; ends in MemoryReady or MemoryFailed."""
+    """Make, populate and seal a slot's memory; ends in MemoryReady or MemoryFailed.
+
+    Attributes:
+        memory: the slot's.
+        sizes: of its parts.
+        layout: of the shards that ranks of this node will write there; None: no rank will.
+    """
 
     memory: Memory
     sizes: Sizes
+    layout: Layout | None = None
 
 
 @dataclass(frozen=True, slots=True)

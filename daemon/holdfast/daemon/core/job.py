@@ -206,8 +206,14 @@ class Job:
         slot.generation += 1
         slot.move(Phase.ALLOCATING)
         self.arena.reserve(slot.memory(self.name), slot.sizes.total_bytes)
-        self.ctx.emit(Allocate(slot.memory(self.name), slot.sizes))
+        self.ctx.emit(Allocate(slot.memory(self.name), slot.sizes, geometry.layout))
         return None
+
+    def writers_of(self, layout: Layout) -> list[tuple[int | None, int, int]]:
+        """(client, first byte, bytes) of this node's shards of a layout; None where the rank has not planned yet."""
+        clients = self.roles | {plan.role: client for client, plan in self.planning.items()}
+        roles = layout.roles_on(self.ctx.node)
+        return [(clients.get(role), layout.offset_of(role), layout.shards[role].shard_bytes) for role in roles]
 
     def free(self, slot: Slot) -> None:
         """Give an EMPTY slot's memory back."""

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from holdfast.daemon.core.memory import Memory, Sizes
 from holdfast.daemon.shell.keeping import KeeperLink, make_sealed
+from holdfast.daemon.shell.numa import Near, prefer
 
 _PART_BYTES = 256 << 20  # of a populating thread at a time; a multiple of every huge page size below 1 GiB
 _MADV_POPULATE_WRITE = 23  # Linux 5.14; not named by the mmap module of Python 3.11
@@ -41,6 +42,7 @@ class ArenaMemory:
     def __init__(self, link: KeeperLink, *, threads: int = 1) -> None:
         self._link, self._threads = link, threads  # that many populate one slot's memory: the kernel zeroes every page
         self._slots: dict[Memory, SlotMemory] = {}
+        self.wishes: dict[Memory, tuple[Near, ...]] = {}  # where memory that is made next had better lie
 
     def get(self, memory: Memory) -> SlotMemory | None:
         """The mapped memory, None if it was freed."""
@@ -49,6 +51,7 @@ class ArenaMemory:
     def make(self, memory: Memory, sizes: Sizes) -> None:
         """Make, populate and map a slot. Raises OSError if the kernel has no memory; nothing is left behind then."""
         made: list[str] = []
+        wishes = self.wishes.pop(memory, ())
         try:
             for part, size_bytes in (("data", sizes.data_bytes), ("guard", sizes.guard_bytes)):
                 if size_bytes == 0:
@@ -57,6 +60,7 @@ class ArenaMemory:
                 self._link.hold(name, make_sealed(f"holdfast-{part}", size_bytes))
                 made.append(name)
                 with mmap.mmap(self._link.held[name], size_bytes) as mapping:
+                    prefer(mapping, wishes if part == "data" else ())
                     _populate(mapping, self._threads)
         except OSError:
             for name in made:

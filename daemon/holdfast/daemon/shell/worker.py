@@ -39,6 +39,7 @@ from holdfast.daemon.shell.keys import Keys, load_keys
 from holdfast.daemon.shell.machine import MachineMemory
 from holdfast.daemon.shell.metrics import Meters
 from holdfast.daemon.shell.network import READABLE, Poller, public_key_of
+from holdfast.daemon.shell.numa import Near, Placer, Topology
 from holdfast.daemon.shell.pages import Pages, StatusRequests
 from holdfast.daemon.shell.records import RecordFiles
 from holdfast.daemon.shell.remote import RemoteGate
@@ -72,8 +73,7 @@ class Worker:
     def __init__(self, config: ClusterConfig, node: int, keys: Keys | None, door: Door, link: KeeperLink) -> None:
         self.config, self.node_index, self.door, self.link = config, node, door, link
         self.stop_signals: list[int] = []  # as they came; the first one says what for, a second one that it hurries
-        self.alive_ns = 0
-        self.drain_ns = 0  # when draining ends; 0 before it began
+        self.alive_ns = self.drain_ns = 0  # the latter: when draining ends; 0 before it began
         self.inbox = Inbox()
         self.machine = MachineMemory()
         self.zmq_context = network.Context(io_threads=1)
@@ -83,6 +83,7 @@ class Worker:
         self.bulk = BulkPlane(config, node, self.bulk_context, self.inbox.put, sealing)
         self.remote = RemoteGate.of(config, keys, door.path, threads=coding_threads())
         self.gates = Gates(self._ports(), len(config.nodes))
+        self.placer = Placer(Topology(), self._writers, self._order_memory)
         self.arena = ArenaMemory(link, threads=coding_threads())
         engine = _engine_of(config)
         self.meters = Meters(chunk_bytes=config.chunk_bytes, version=version("holdfast"), engine_detail=engine.detail)
@@ -244,6 +245,18 @@ class Worker:
             self.poller.unregister(self.link.fileno())
             self.link.revive()
             self.poller.register(self.link.fileno(), READABLE)
+        self.placer.look()
+
+    def _writers(self, action: actions.Allocate) -> list[tuple[int | None, int, int]]:
+        parts = self.node.jobs.get(action.memory.job)
+        if parts is None or action.layout is None:
+            return []
+        known: dict[int | None, int] = {client: arrived.pid for client, arrived in self.door.clients.items()}
+        return [(known.get(client), start, size) for client, start, size in parts.job.writers_of(action.layout)]
+
+    def _order_memory(self, action: actions.Allocate, wishes: tuple[Near, ...]) -> None:
+        self.arena.wishes[action.memory] = wishes
+        self.coder.order(action)
 
     def _tell_bulk(self, said: events.PeerSaid, port: int) -> None:
         address = self.control.names.of(said.node)
@@ -272,7 +285,9 @@ class Worker:
     def _perform(self, decided: list[actions.Action]) -> None:
         for action in decided:
             self.meters.did(action)
-            if not self.coder.order(action) and not self.scrubber.order(action):
+            if isinstance(action, actions.Allocate):
+                self.placer.take(action)
+            elif not self.coder.order(action) and not self.scrubber.order(action):
                 self._do(action)
 
     def _do(self, action: actions.Action) -> None:
