@@ -17,10 +17,10 @@ from torch.distributed.tensor import Partial, Replicate, Shard
 from torch.nn.parallel import DistributedDataParallel
 
 
-def taken(state: Mapping[str, Any], ranks: Numbers) -> dict[str, tuple[int, ...]]:
+def taken(state: Mapping[str, Any], ranks: Numbers, wrapper: nn.Module | None = None) -> dict[str, tuple[int, ...]]:
     """Paths that are taken for replicas, and of whom."""
     flats = StateWalker(dict(state), Rules()).walk()
-    found = find_replicas(state, flats, ranks)
+    found = find_replicas(state, flats, ranks, wrapper)
     paths = {
         leaf.path: found.of(memory_key(leaf.tensor), leaf.tensor) for flat in flats.values() for leaf in flat.leaves
     }
@@ -70,6 +70,8 @@ def test_parameters_under_ddp_and_their_state_in_torchs_optimizers_are_and_nothi
             for path in taken({"model": model, "other": stepped(model, Foreign)}, Numbers(1, 3))
         )
         assert taken({"model": model.module, "optimizer": optimizer}, Numbers(1, 3)) == {}  # nothing tells
+        inner = taken({"model": model.module, "optimizer": optimizer}, Numbers(1, 3), model)
+        assert {path.replace("model/", "model/module.") for path in inner} == expected
         assert taken({"model": model}, Numbers(1, 2)) == {}  # a rank of DDP is not in the job
 
 

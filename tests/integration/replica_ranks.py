@@ -86,9 +86,12 @@ def _train(  # one job
 ) -> dict[str, Any]:  # fmt: skip
     """From `drift_at` on, every rank changes its parameters by itself."""
     run = Run(mode, rank, world_size, width=width)
+    state = run.state()
+    if replicated == "inner":
+        replicated, state["model"] = state["model"], state["model"].module
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        with Snapshotter(run.state(), job=job, socket=sockets, on_error="raise", replicated=replicated) as snapshotter:
+        with Snapshotter(state, job=job, socket=sockets, on_error="raise", replicated=replicated) as snapshotter:
             snapshotter.restore()
             for step in range(STEPS):
                 run.train()

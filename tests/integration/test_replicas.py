@@ -90,13 +90,15 @@ def test_what_is_no_replica_is_staged_whole_and_what_ceased_to_be_one_is_refused
     """Ranks that differ at the plan, and ranks that begin to differ after it."""
     with LocalCluster(nodes=2, parity=1) as cluster:
         cluster.start()
-        whole, cut, early, _ = stage(
+        whole, cut, inner, early, _ = stage(
             cluster, tmp_path / "first", "ddp", (0, 1),
             {"job": "whole", "width": 2000, "replicated": "none"}, {"job": "cut", "width": 2000},
+            {"job": "inner", "width": 2000, "replicated": "inner"},
             {"job": "early", "width": 2000, "drift_at": 0}, {"drift_at": 1},
         )  # fmt: skip
         for rank in range(2):
             assert cut[rank]["staged_bytes"] < 0.53 * whole[rank]["staged_bytes"]
+            assert inner[rank]["staged_bytes"] < 0.53 * whole[rank]["staged_bytes"]
             assert early[rank]["staged_bytes"] == whole[rank]["staged_bytes"]
             assert any("model: not equal on all replicas" in text for text in early[rank]["said"])
         refused, accepted = back(cluster, tmp_path / "second", "ddp", (0, 1), {}, {"replicated": "none"})

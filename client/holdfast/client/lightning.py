@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
+from holdfast.client.arguments import replicated_by
 from holdfast.client.flatten import Stateful
 from holdfast.client.rng import capture_rng, restore_rng
 from holdfast.client.snapshotter import Snapshotter
@@ -50,7 +51,8 @@ class HoldfastCallback(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Restore, now that the optimizers exist and before the loaders are asked."""
         state = {**_state_of(trainer, pl_module, self), **self._extra}
-        self.snapshotter = Snapshotter(state, job=self._job, every=self._every, **self._options)
+        options = {"replicated": replicated_by(trainer.strategy.model), **self._options}
+        self.snapshotter = Snapshotter(state, job=self._job, every=self._every, **options)
         restored = self.snapshotter.restore()
         self._count, self._random = 0, None
         if restored is not None:

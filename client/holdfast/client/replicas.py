@@ -64,10 +64,19 @@ class Replicas:
 ALONE = Replicas()
 
 
-def find_replicas(state: Mapping[str, object], flats: Mapping[str, Flat], ranks: Numbering) -> Replicas:
-    """Look at a state for what torch promises to be equal on several ranks. Nothing is communicated."""
+def find_replicas(
+    state: Mapping[str, object], flats: Mapping[str, Flat], ranks: Numbering, wrapper: torch.nn.Module | None = None
+) -> Replicas:
+    """Look at a state for what torch promises to be equal on several ranks. Nothing is communicated.
+
+    Args:
+        state: names to what is staged.
+        flats: the same, taken apart.
+        ranks: who takes part.
+        wrapper: the DDP module around what the state holds without it, if there is one.
+    """
     found: dict[MemoryKey, Roles] = {}
-    for item in state.values():
+    for item in (*state.values(), wrapper):
         if isinstance(item, torch.nn.Module):
             for part in item.modules():
                 if isinstance(part, DistributedDataParallel):

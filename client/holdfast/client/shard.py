@@ -97,7 +97,12 @@ class ShardLayout:
 
     @classmethod
     def build(
-        cls, state: Mapping[str, object], *, allow_pickle: bool = False, ranks: Numbering | None = None
+        cls,
+        state: Mapping[str, object],
+        *,
+        allow_pickle: bool = False,
+        ranks: Numbering | None = None,
+        wrapper: torch.nn.Module | None = None,
     ) -> "ShardLayout":
         """Walk ``state`` and give every tensor a place. No tensor is copied.
 
@@ -106,6 +111,7 @@ class ShardLayout:
             allow_pickle: Admit objects that only an unrestricted ``torch.load`` reads back.
             ranks: Of the job: what several of them have alike is cut into shares. They must compare their ``claims``
                 before they use such a layout. None: this rank stages everything that it has.
+            wrapper: The DDP module around what `state` holds without it, if there is one.
 
         Raises:
             StateError: something cannot be staged; the text names its path.
@@ -115,7 +121,7 @@ class ShardLayout:
                 raise StateError(f"{name!r}: expected a string as the name of a part of the state")
         walker = StateWalker(dict(state), Rules(allow_pickle=allow_pickle))
         flats = walker.walk()
-        return cls(walker, flats, ALONE if ranks is None else find_replicas(state, flats, ranks))
+        return cls(walker, flats, ALONE if ranks is None else find_replicas(state, flats, ranks, wrapper))
 
     def claims(self) -> tuple[Claim, ...]:
         """What other ranks must have as this one has it now; empty where nothing is cut. Reads all of it."""

@@ -74,7 +74,8 @@ class Snapshotter:
         allow_pickle: whether plain objects beyond torch's safe list may be restored.
         replicated: "auto": of what torch promises to be equal on several ranks (parameters under DDP, their state in
             torch's own optimizers, `Replicate` placements of DTensors), each stages a part, and `restore` has them
-            exchange the parts; "none": every rank stages all it has. Equal on all ranks.
+            exchange the parts; the DDP module, where `state` holds only what is in it: the same; "none": every rank
+            stages all it has. Equal on all ranks.
 
     `restore`, the first `step` and a `step` after a change of layout are collectives: all ranks call them together.
     `restore` also has memory made for the snapshots to come where the state is complete by then; where the optimizer
@@ -93,12 +94,13 @@ class Snapshotter:
         on_error: Literal["warn", "raise"] = "warn",
         stage: Literal["lazy", "blocking"] = "lazy",
         allow_pickle: bool = False,
-        replicated: Literal["auto", "none"] = "auto",
+        replicated: Literal["auto", "none"] | torch.nn.Module = "auto",
     ) -> None:
         check_arguments(job, every, on_error, stage, replicated)
         self._state, self._job, self._every = state, job, every
         self._max_stall_s, self._strict, self._blocking = max_stall_s, on_error == "raise", stage == "blocking"
-        self._allow_pickle, self._cut = allow_pickle, replicated == "auto"
+        self._allow_pickle, self._cut = allow_pickle, replicated != "none"
+        self._wrapper = replicated if isinstance(replicated, torch.nn.Module) else None
         self._ranks = Ranks(process_group)
         self._path = daemon_address(socket, local_rank=self._ranks.local_rank)
         self._stager = Stager(self._path, max_stall_s=max_stall_s)
@@ -347,7 +349,8 @@ class Snapshotter:
     def _lay_out(self, part: Part, *, cut: bool) -> ShardLayout | None:
         """This rank's layout, which `part` tells the others; None, and why in `part`, if there is none."""
         try:
-            layout = ShardLayout.build(self._state, allow_pickle=self._allow_pickle, ranks=self._ranks if cut else None)
+            ranks, wrapper = (self._ranks, self._wrapper) if cut else (None, None)
+            layout = ShardLayout.build(self._state, allow_pickle=self._allow_pickle, ranks=ranks, wrapper=wrapper)
             self._stager.use_gpu(layout.devices[0] if layout.devices else None)
             part.node, part.shard_bytes, part.claims = self._attach().node, layout.shard_bytes, layout.claims()
         except (HoldfastError, ShardError) as error:

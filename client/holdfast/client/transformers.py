@@ -22,6 +22,7 @@ from typing import Any, Self
 
 import torch
 import transformers
+from holdfast.client.arguments import replicated_by
 from holdfast.client.catalogue import load_objects, read_head
 from holdfast.client.errors import HoldfastError
 from holdfast.client.flatten import save_objects
@@ -158,7 +159,7 @@ class HoldfastCallback(TrainerCallback):
             {**_state_of(trainer), PROGRESS: self._progress, **self._extra},
             job=self._job,
             every=self._every,
-            **self._options,
+            **{"replicated": replicated_by(trainer.model_wrapped), **self._options},
         )
         restored = self.snapshotter.restore()
         if restored != self._resume.step:
