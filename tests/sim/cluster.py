@@ -153,6 +153,7 @@ class Cluster:
             return False
         for job in self.jobs:
             newest = max(self.truth.known_commits(job.shape.name).values(), default=None)
+            newest = newest or self.truth.newest_protected(job.shape.name)  # a restore may choose it
             if newest is not None:
                 key = (job.shape.name, newest)
                 geometry = self.truth.geometry(key)

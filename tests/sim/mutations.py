@@ -257,6 +257,11 @@ def believe_what_was_forgotten(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Registry, "is_forgotten", lambda *_: False)
 
 
+def doubt_no_unheard_commit(patch: pytest.MonkeyPatch) -> None:
+    """What a node that is not heard may have committed, since all others have protected it, is passed over."""
+    patch.setattr(collector, "_held_by_all", lambda *_: False)
+
+
 def believe_any_pause(patch: pytest.MonkeyPatch) -> None:
     """A node that waits for the decision on an earlier question is taken to wait for this one, too."""
 
@@ -366,4 +371,5 @@ CAUGHT_BY: tuple[tuple[Mutation, str, int], ...] = (
     (believe_a_part_of_a_sum, "long", 0),
     (answer_a_dead_ranks_question, "restarts", 9500090),
     (believe_any_pause, "restarts", 12002591),
+    (doubt_no_unheard_commit, "few", 13000423),
 )

@@ -324,6 +324,10 @@ class Truth:
                 found[machine.node] = parts.job.committed
         return found
 
+    def newest_protected(self, job: str) -> SnapshotId | None:
+        """The newest snapshot that some node has protected."""
+        return max((s for held in self._held.values() for name, s in held if name == job), default=None)
+
     def check_restored(self, job: str, snapshot: SnapshotId, role: int, shard: bytes) -> None:
         """Restored bytes equal staged bytes."""
         if self.layouts[job, snapshot].shards[role].shard_bytes == 0:

@@ -2,13 +2,15 @@
 
 Commit: whoever has seen the facts of all participants may say "committed", because a fact never becomes untrue; so
 every node watches, and the lowest live one announces. Restore: the collector hears all live nodes first, then takes
-the newest snapshot that any of them knows to be committed and that can be recovered from what the live ones hold; if
-there is none such, the newest of the last attempt that can be recovered: who knew it to be committed may be lost.
+the newest snapshot that any of them knows to be committed and that can be recovered from what the live ones hold.
+Who is not heard may know of a newer commit: what all that are heard have protected comes first then. If there is none
+such, it is the newest of the last attempt that can be recovered: who knew it to be committed may be lost.
 """
 
 from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from holdfast.daemon.core.cadences import Cadences
 from holdfast.daemon.core.context import Context
@@ -36,6 +38,14 @@ class Query:
     number: int = 0  # this node's own of it, by which the nodes are asked
     told_ns: int = 0  # when the nodes were last told of it
     fresh: bool = False  # it does not want what is there: that it can't be recovered is no obstacle
+
+
+class _Choices(NamedTuple):
+    """What may be restored, in the order in which it is taken; newest first in each."""
+
+    doubted: tuple[SnapshotId, ...]  # may be committed, as far as those who are heard can tell
+    committed: tuple[SnapshotId, ...]
+    protected: tuple[SnapshotId, ...]  # by some nodes
 
 
 @dataclass(slots=True)
@@ -232,16 +242,31 @@ class Collector:
             protected = _protected_after(candidates[0] if candidates else None, last, reports)
         if job is None or not (candidates or protected):
             return messages.RestoreDecided(query.job, query.request, attempt, None, None)
+        doubted = () if all_heard else tuple(protected)  # who is not heard may know them to be committed
+        return self._choose(query, job, reports, attempt, _Choices(doubted, tuple(candidates), tuple(protected)))
+
+    def _choose(
+        self,
+        query: Query,
+        job: Job,
+        reports: dict[int, JobReport],
+        attempt: int,
+        choices: _Choices,
+    ) -> messages.RestoreDecided | None:
+        """The first that can be had."""
+        doubted, candidates, protected = choices
         problems: list[str] = []  # one of each that is refused, in this order
         kept: tuple[SnapshotId, Layout] | None = None
-        for snapshot in (*candidates, *protected):
+        for place, snapshot in enumerate((*doubted, *candidates, *protected)):
             layout = self._layout_of(snapshot, job, reports)
-            if layout is None:
-                if self.ctx.now_ns < query.deadline_ns:
-                    return None
+            if layout is None and self.ctx.now_ns < query.deadline_ns:
+                return None
+            geometry = job.geometry(job.learn_layout(layout)) if layout is not None else None
+            if place < len(doubted) and not _held_by_all(snapshot, geometry, reports):
+                continue  # one that is heard has not stated its fact
+            if layout is None or geometry is None:
                 problems.append(f"{snapshot}: no live node knows its layout")
                 continue
-            geometry = job.geometry(job.learn_layout(layout))
             kept = kept or ((snapshot, layout) if snapshot in candidates else None)
             problem = self._problem(snapshot, geometry, reports)
             if not problem:
@@ -251,7 +276,7 @@ class Collector:
                 self.refused[query.job] = tuple(problems)
                 self.heard_s[query.job] = (self.ctx.now_ns - query.started_ns) / 1e9
                 return messages.RestoreDecided(query.job, query.request, attempt, snapshot, layout)
-            problems.append(problem)
+            problems += [problem] if place >= len(doubted) else []
         if query.fresh or not candidates:
             # Who can't be heard now may hold it, and another life may want it: only a newer commit takes its place.
             return messages.RestoreDecided(query.job, query.request, attempt, *(kept or (None, None)))
@@ -324,6 +349,12 @@ def _protected_after(committed: SnapshotId | None, attempt: int, reports: Mappin
     denied = {snapshot for report in reports.values() for snapshot in report.given_up}
     newer = (s for s in held - denied if s.attempt == attempt and (committed is None or s > committed))
     return sorted(newer, reverse=True)
+
+
+def _held_by_all(snapshot: SnapshotId, geometry: Geometry | None, reports: Mapping[int, JobReport]) -> bool:
+    """Whether all that are heard, of those that take part, have stated their fact: so it may have been committed."""
+    heard = geometry.participants & reports.keys() if geometry is not None else frozenset[int]()
+    return bool(heard) and all(snapshot in reports[node].held for node in heard)
 
 
 def lost_by_group(
