@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 import torch
+import torch.distributed as dist
 from fuzz.local_surfaces import timed
 from fuzz.mutation import REPEATED_BYTES_MAX, TEXTS, Mutator
 from fuzz.surface import Surface
@@ -16,9 +17,12 @@ from holdfast.client.catalogue import catalogue_of, read_heads
 from holdfast.client.copies import copies, damage, place, write_digests
 from holdfast.client.durable_places import choose
 from holdfast.client.errors import HoldfastError
+from holdfast.client.fetched import Fetched
 from holdfast.client.manifest import HEADER_BYTES, parse_shard
+from holdfast.client.ranks import Ranks
 from holdfast.client.shard import ShardLayout
 from holdfast.client.state_errors import ShardError
+from holdfast.client.witnesses import unequal
 from holdfast.daemon.core import events
 from holdfast.daemon.shell.copying import Copier
 from holdfast.protocol.config import ConfigError, config_digest, parse_config
@@ -27,6 +31,8 @@ from holdfast.protocol.layout import Layout, ShardPlace
 from holdfast.protocol.messages import RestoreAnswer
 from holdfast.protocol.recovery import PhaseRecord, RecoveryRecord, StepRecord
 from holdfast.protocol.trust import KEY_FILE_BYTES_MAX, read_key
+from torch.nn.parallel import DistributedDataParallel
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 CONFIGS = (
     """[cluster]
@@ -206,7 +212,7 @@ class Shards(Surface):
     def __init__(self, draw: random.Random) -> None:
         super().__init__("shards and exports", draw)
         self.spoil = Mutator(draw)
-        self.seeds = tuple(a_shard(rank) for rank in range(2))
+        self.seeds = (*(a_shard(rank) for rank in range(2)), *(a_share(rank) for rank in range(2)))
 
     def make(self) -> bytes:
         shard = self.draw.choice(self.seeds)
@@ -235,7 +241,10 @@ class Shards(Surface):
             except ShardError:
                 whole = False
             try:
-                catalogue_of(read_heads(Bytes(made)))
+                source = Fetched(Layout((ShardPlace(0, len(made)),), 0, 1), (bytearray(made),))
+                heads = read_heads(Bytes(made))
+                catalogue_of(heads)
+                unequal(heads, source.read)
             except (ShardError, HoldfastError) as error:
                 return type(error).__name__
         return "" if whole else "head only"
@@ -260,11 +269,26 @@ class Bytes:
 def a_shard(rank: int) -> bytes:
     """What a rank with a small model stages."""
     torch.manual_seed(rank)
-    model = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.LayerNorm(5))
+    return _staged(torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.LayerNorm(5)))
+
+
+def a_share(rank: int) -> bytes:
+    """What one of two replicas stages."""
+    torch.manual_seed(1)
+    dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=2)
+    try:
+        model = DistributedDataParallel(torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.LayerNorm(5)))
+        return _staged(model, Ranks(None))
+    finally:
+        dist.destroy_process_group()
+
+
+def _staged(model: torch.nn.Module, ranks: Ranks | None = None) -> bytes:
     optimizer = torch.optim.AdamW(model.parameters())
-    model(torch.ones(3)).sum().backward()
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)  # a backward would ask the fake group to average it
     optimizer.step()
-    layout = ShardLayout.build({"model": model, "optimizer": optimizer, "mask": torch.ones(2, 3).t()})
+    layout = ShardLayout.build({"model": model, "optimizer": optimizer, "mask": torch.ones(2, 3).t()}, ranks=ranks)
     shard = bytearray(layout.shard_bytes)
     layout.capture().write(memoryview(shard))
     return bytes(shard)
