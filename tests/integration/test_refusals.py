@@ -99,7 +99,7 @@ def test_a_listed_key_does_not_speak_for_another_node(make_cluster: MakeCluster,
     incarnation = good.status(1)["nodes"][0]["incarnation"]
     impostor.start([0], wait=False)
     seen = impostor.wait_status(lambda s: s["nodes"][1]["state"] == "refused", "the impostor is refused")
-    assert "expected the key of node 0, found that of node 2" in seen["nodes"][1]["reason"]
+    assert "expected the key of node n0, found that of node n2" in seen["nodes"][1]["reason"]
     assert good.status(1)["nodes"][0]["incarnation"] == incarnation
     commits(good, "beside-impostor")
 

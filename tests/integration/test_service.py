@@ -199,20 +199,20 @@ def test_an_upgrade_keeps_every_snapshot_and_refuses_what_would_not_start(make_c
     assert restored(cluster) == 5
 
 
-def test_a_config_of_another_epoch_gives_no_snapshot_up(make_cluster: MakeCluster) -> None:
+def test_a_config_of_a_lower_epoch_gives_no_snapshot_up(make_cluster: MakeCluster) -> None:
     """Neither `upgrade` nor a worker that has to start with it: the memory waits for the config that it belongs to."""
-    cluster = make_cluster(nodes=1, parity=0)
+    cluster = make_cluster(nodes=1, parity=0, epoch=2)
     cluster.start()
     stage(cluster, 5)
     good, worker = cluster.config.read_text(), cluster.worker(0)
-    cluster.config.write_text(good.replace("epoch = 1", "epoch = 2"))
+    cluster.config.write_text(good.replace("epoch = 2", "epoch = 1"))
     refused = cluster.command("upgrade")
     assert refused.returncode == 5, refused.stderr
-    assert "epoch: 1, in the file 2" in refused.stderr
+    assert "epoch: 2, in the file 1" in refused.stderr
     assert cluster.worker(0) == worker
     os.kill(worker, signal.SIGKILL)
     cluster.wait_log(0, "refuses to start (5")
-    assert "snapshots of epoch 1 (this config: 2)" in cluster.log(0)
+    assert "snapshots of epoch 2 (this config: 1)" in cluster.log(0)
     cluster.config.write_text(good)
     cluster.wait_status(lambda status: job_row(status, "gpt")["committed_step"] == 5, "it is back with its memory")
     assert restored(cluster) == 5

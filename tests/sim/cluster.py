@@ -1,6 +1,6 @@
 """A simulated cluster: machines, network, jobs and the faults that happen to them."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from copy import copy, deepcopy
 from dataclasses import dataclass
 
@@ -43,15 +43,19 @@ class ClusterShape:
 class Cluster:
     """Everything, from one seed."""
 
-    def __init__(self, seed: int, shape: ClusterShape) -> None:
-        self.world = World(seed)
+    def __init__(
+        self, seed: int | World, shape: ClusterShape, *, epoch: int = EPOCH, names: Sequence[str] = ()
+    ) -> None:
+        """`seed`: or a world in which there is something already; `names`: of the nodes in order, default n0, n1, ..."""
+        self.world = World(seed) if isinstance(seed, int) else seed
+        names = names or [f"n{node}" for node in range(shape.node_count)]
         self.shape = shape
         config = ClusterConfig(
             cluster_name="sim",
-            epoch=EPOCH,
+            epoch=epoch,
             nodes=tuple(
-                NodeConfig(name=f"n{node}", host="127.0.0.1", port=7000 + node, domain=f"d{node}")
-                for node in range(shape.node_count)
+                NodeConfig(name=name, host="127.0.0.1", port=7000 + node, domain=name)
+                for node, name in enumerate(names)
             ),
             parity=shape.parity,
             group_size=shape.group_size,
@@ -199,7 +203,7 @@ class Cluster:
         machine.lose()
         self.truth.lost(node)
         for job in self.jobs:
-            job.node_lost(node)
+            job.node_lost(machine.name)
         if back_after_s is not None:
             self._restart_later(machine, back_after_s)
         if stray is not None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from holdfast.coding import CodeParams, chunk_digest
 from holdfast.daemon.core import actions, events
+from holdfast.daemon.core.arena import Arena
 from holdfast.daemon.core.context import Context
 from holdfast.daemon.core.ledger import decode_ledger, encode_ledger
 from holdfast.daemon.core.memory import ChunkKey, Memory, Sizes
@@ -21,6 +22,7 @@ from holdfast.protocol.placement import Placement
 from holdfast.protocol.recovery import RecoveryRecord
 
 from sim.coder import CODING_ORDERS, Coder, Held
+from sim.household import Household
 from sim.network import Network
 from sim.world import World
 
@@ -68,6 +70,21 @@ class Machine:
         self.next_port = 1
         self.refuse_memory = False  # the kernel gives none for a while
         self.free_bytes = NODE_BYTES_FREE
+        self.passenger: Machine | None = None  # the same host in the epoch before, served by the same process
+        self.host: Machine | None = None  # the other way round, from when this host has taken up the next epoch
+        self.changes = False  # its epoch began while another one was in force
+        self.is_over = False  # the epoch of this machine is over on its host, its memory is free
+
+    @property
+    def front(self) -> "Machine":
+        """Whose worker clients of this host talk to."""
+        return self if self.host is None else self.host
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether this host still serves the epoch before only."""
+        before = self.passenger
+        return before is not None and before.host is None and before.worker is not None
 
     @property
     def name(self) -> str:
@@ -76,7 +93,22 @@ class Machine:
 
     def boot(self) -> None:
         """A worker starts: with what the keeper holds, or on an empty machine."""
+        if self.host is not None:
+            if self.host.worker is None:
+                self.host.boot()
+            return
         assert self.worker is None
+        worker = self.make_worker(Arena(self.budget_bytes))
+        if self.changes:
+            passenger = None
+            if self.passenger is not None and self.passenger.ledger is not None:
+                passenger = self.passenger.make_worker(worker.node.arena)
+            worker.household = Household(worker, passenger)
+        worker.start()
+        self.world.after(self.world.between(0, TICK_S), worker.tick)
+
+    def make_worker(self, arena: Arena) -> "Worker":
+        """A worker's core and hands, that takes up what the keeper holds."""
         record = decode_ledger(self.ledger) if self.ledger is not None else None
         if record is None:
             lag = self.world.random.choice([0, 0, 0, 5_000_000])  # a replacement's wall clock may be behind
@@ -95,7 +127,7 @@ class Machine:
             bulk_port=self.next_port,
             free_bytes=self.free_bytes,
         )
-        worker = Worker(self, Node(ctx, started_ns=self.clock_ns))
+        worker = Worker(self, Node(ctx, started_ns=self.clock_ns, arena=arena))
         if record is not None:
             tables: dict[Memory, list[int]] = {}
             for memory, sizes in held_pieces(record, self.geometry).items():
@@ -106,8 +138,7 @@ class Machine:
             self.held = {memory: held for memory, held in self.held.items() if memory in tables}  # drop_strays
         self.worker, self.booted_ns = worker, self.world.now_ns
         self.world.note(f"{self.name}: worker boots, session {ctx.worker_session}, incarnation {ctx.incarnation}")
-        worker.perform(worker.node.start(), None)
-        self.world.after(self.world.between(0, TICK_S), worker.tick)
+        return worker
 
     def geometry(self, layout: Layout) -> Geometry:
         """Sizes and stripes of a layout on this cluster."""
@@ -125,9 +156,21 @@ class Machine:
 
     def crash_worker(self) -> None:
         """The worker dies; the keeper keeps the memory and the ledger."""
-        worker, self.worker = self.worker, None
+        if self.host is not None:
+            self.host.crash_worker()
+            return
+        worker = self._end_worker()
         if worker is None:
             return
+        if self.passenger is not None:
+            self.passenger._end_worker()  # the same process
+        for client in list(worker.clients.values()):
+            worker.drop_client(client)
+
+    def _end_worker(self) -> "Worker | None":
+        worker, self.worker = self.worker, None
+        if worker is None:
+            return None
         self.world.note(f"{self.name}: worker dies")
         worker.dead = True
         # What was already sent may still arrive; what was on its way here is lost.
@@ -135,16 +178,34 @@ class Machine:
             self.network.cut_node(self.node)
         else:
             self.network.cut([key[:2] for key in self.network.connections if key[1] == self.node])
-        for client in list(worker.clients.values()):
-            worker.drop_client(client)
+        return worker
+
+    def leave(self) -> None:
+        """The epoch of this machine is over on its host: what it held is free."""
+        self.world.note(f"{self.name}: epoch {self.config.epoch} is over")
+        assert not self.held, f"{self.name} keeps {list(self.held)} of an epoch that is over"
+        self._end_worker()
+        self.ledger, self.is_over = None, True
+
+    @property
+    def held_bytes(self) -> int:
+        """All that the host's keeper holds."""
+        front = self.front
+        pieces = [*front.held.values(), *(front.passenger.held.values() if front.passenger is not None else ())]
+        return sum(held.held_bytes for held in pieces)
 
     def lose(self) -> None:
         """The machine is gone with all its memory."""
+        if self.host is not None:
+            self.host.lose()
+            return
         self.crash_worker()
-        self.world.note(f"{self.name}: LOST")
-        self.network.cut_node(self.node)
-        self.held.clear()
-        self.ledger = None
+        for machine in (self, self.passenger):
+            if machine is not None:
+                self.world.note(f"{machine.name}: LOST")
+                machine.network.cut_node(machine.node)
+                machine.held.clear()
+                machine.ledger = None
 
 
 class Worker:
@@ -155,6 +216,7 @@ class Worker:
         self.dead = False
         self.frozen_until_ns = self.received_ns = 0
         self.crash_after_actions: int | None = None
+        self.household: Household | None = None
         self.clients: dict[int, Client] = {}
         self.next_client = 1
         self.frames: dict[ChunkKey, bytes] = {}
@@ -181,7 +243,17 @@ class Worker:
         if self.world.now_ns < self.frozen_until_ns:
             self.world.at(self.frozen_until_ns, lambda: self.handle(event))
             return
-        self.perform(self.node.handle(event, self.machine.clock_ns), event)
+        if self.household is not None:
+            self.household.handle(event, self.node)
+        else:
+            self.perform(self.node.handle(event, self.machine.clock_ns), event)
+
+    def start(self) -> None:
+        """The first actions."""
+        if self.household is not None:
+            self.household.perform(self.household.epochs.start(), None)
+        else:
+            self.perform(self.node.start(), None)
 
     def tick(self) -> None:
         """Time passes."""
@@ -273,8 +345,13 @@ class Worker:
             config=self.node.ctx.config_digest,
         )
 
+        target = self.machine.machines[node]
+        if target.is_over or target.is_behind:
+            self.put(events.PeerRefused(node, "epoch", "expected another epoch", by_us=False), 0.01)
+            return
+
         def deliver() -> None:
-            worker = self.machine.machines[node].worker
+            worker = target.worker
             assert worker is not None
             ctx = worker.node.ctx
             try:

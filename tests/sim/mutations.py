@@ -11,6 +11,7 @@ import msgspec
 import pytest
 from holdfast.daemon.core import actions, collector, fetch, mixing, reprotect, resume
 from holdfast.daemon.core.collector import Collector
+from holdfast.daemon.core.epochs import Epochs
 from holdfast.daemon.core.fetch import Fetch
 from holdfast.daemon.core.job import Job
 from holdfast.daemon.core.ledger import LedgerRecord
@@ -106,14 +107,14 @@ def forget_a_stated_fact(patch: pytest.MonkeyPatch) -> None:
 
 def write_the_ledger_last(patch: pytest.MonkeyPatch) -> None:
     """A fact is told before the ledger knows it."""
-    flush = Node._flush
+    flush = Node.flush
 
     def late(self: Node) -> list[actions.Action]:
         decided = flush(self)
         ledgers = [action for action in decided if isinstance(action, actions.WriteLedger)]
         return [action for action in decided if not isinstance(action, actions.WriteLedger)] + list(ledgers)
 
-    patch.setattr(Node, "_flush", late)
+    patch.setattr(Node, "flush", late)
 
 
 def trust_what_was_rebuilt(patch: pytest.MonkeyPatch) -> None:
@@ -242,14 +243,14 @@ def replace_a_live_node(patch: pytest.MonkeyPatch) -> None:
 
 def write_the_digests_last(patch: pytest.MonkeyPatch) -> None:
     """The ledger calls a snapshot complete before the table of its digests is."""
-    flush = Node._flush
+    flush = Node.flush
 
     def late(self: Node) -> list[actions.Action]:
         decided = flush(self)
         tables = [action for action in decided if isinstance(action, actions.StoreDigests)]
         return [action for action in decided if not isinstance(action, actions.StoreDigests)] + list(tables)
 
-    patch.setattr(Node, "_flush", late)
+    patch.setattr(Node, "flush", late)
 
 
 def believe_what_was_forgotten(patch: pytest.MonkeyPatch) -> None:
@@ -347,6 +348,30 @@ def believe_a_part_of_a_sum(patch: pytest.MonkeyPatch) -> None:
 
 
 # Each mutation with a run that catches it: profile and seed.
+def look_at_the_epoch_in_force_only(patch: pytest.MonkeyPatch) -> None:
+    """What the epoch before has committed is not what a job restores."""
+    choose = Epochs._choose
+
+    def forgetful(self: Epochs, client: int, question: Any, old: Any, new: Any, earlier: Node | None) -> None:
+        choose(self, client, question, msgspec.structs.replace(old, snapshot=None, layout=None), new, earlier)
+
+    patch.setattr(Epochs, "_choose", forgetful)
+
+
+def end_the_epoch_before_with_a_plan(patch: pytest.MonkeyPatch) -> None:
+    """The epoch before lets a job go when it plans in the epoch in force, before it has committed there."""
+    let_go = Epochs._let_go
+
+    def early(self: Epochs, earlier: Node) -> None:
+        for name in list(earlier.jobs):
+            new = self.current.jobs.get(name)
+            if new is not None and new.job.planned:
+                earlier.registry.forget(name)
+        let_go(self, earlier)
+
+    patch.setattr(Epochs, "_let_go", early)
+
+
 CAUGHT_BY: tuple[tuple[Mutation, str, int], ...] = (
     (commit_on_one_fact_less, "losses", 0),
     (release_before_commit, "losses", 0),
@@ -372,4 +397,6 @@ CAUGHT_BY: tuple[tuple[Mutation, str, int], ...] = (
     (answer_a_dead_ranks_question, "restarts", 9500090),
     (believe_any_pause, "restarts", 12002591),
     (doubt_no_unheard_commit, "few", 13000423),
+    (look_at_the_epoch_in_force_only, "growth", 1),
+    (end_the_epoch_before_with_a_plan, "growth", 1),
 )

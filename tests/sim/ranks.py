@@ -17,7 +17,8 @@ from holdfast.protocol.frames import unpack_digests
 from holdfast.protocol.ids import SnapshotId
 from holdfast.protocol.layout import Layout, ShardPlace
 
-from sim.machine import Client, Machine
+from sim.answers import check_answer, known_commits
+from sim.machine import Client, Machine, Worker
 from sim.truth import Truth, promise
 from sim.world import World
 
@@ -53,13 +54,15 @@ class Job:
     """One job and its launcher."""
 
     def __init__(self, world: World, machines: list[Machine], truth: Truth, shape: JobShape) -> None:
-        self.world, self.machines, self.truth, self.shape = world, machines, truth, shape
+        self.world, self.shape = world, shape
+        self.truths = {machines[0].config.epoch: truth}  # by epoch, the newest last
+        self.places = [machines[node] for node, _ in shape.shards]  # by role, for the next life
         self.life = 0
         self.ranks: list[Rank] = []
         self.board: dict[tuple[str, int], dict[int, object]] = {}
         self.sizes = [size for _, size in shape.shards]
         self.version = 0
-        self.agreed: tuple[tuple[int, int, list[int]], Layout] | None = None
+        self.agreed: tuple[tuple[int, int, int, int, list[int]], Layout] | None = None
         self.new_sizes: list[int] | None = None
         self.running = False
         self.restored: SnapshotId | None = None  # of this life
@@ -75,13 +78,29 @@ class Job:
         self.quiet: Callable[[], bool] = lambda: False
         self.clear: Callable[[], bool] = lambda: False
 
+    # --- epochs ---
+
+    @property
+    def truth(self) -> Truth:
+        """The books of the newest epoch."""
+        return next(reversed(self.truths.values()))
+
+    def truth_of(self, snapshot: SnapshotId) -> Truth:
+        """The books of the epoch in which a snapshot was staged."""
+        return next((one for one in self.truths.values() if (self.shape.name, snapshot) in one.layouts), self.truth)
+
+    def node_in(self, epoch: int, machine: Machine) -> int | None:
+        """The index of a machine in the list of an epoch."""
+        names = [one.name for one in self.truths[epoch].machines]
+        return names.index(machine.name) if machine.name in names else None
+
     # --- the launcher ---
 
     def start(self) -> None:
         """Start all ranks as soon as their machines are there."""
         if self.running or self.stopped:
             return
-        if any(self.machines[node].worker is None for node, _ in self.shape.shards):
+        if any(machine.front.worker is None for machine in self.places):
             self.world.after(0.3, self.start)
             return
         self.life += 1
@@ -104,18 +123,23 @@ class Job:
             rank.die()
         self.world.after(self.world.between(0.2, 1.5), self.start)
 
-    def node_lost(self, node: int) -> None:
+    def node_lost(self, name: str) -> None:
         """A machine died with its ranks."""
-        if any(node == place for place, _ in self.shape.shards):
-            self.kill(f"node {node} was lost")
+        names = {rank.machine.name for rank in self.ranks} | {machine.name for machine in self.places}
+        if name in names:
+            self.kill(f"{name} was lost")
 
-    def layout(self, step: int) -> Layout:
+    def layout(self, step: int, epoch: int) -> Layout:
         """The layout that the ranks agree on: one object for all of them, however many they are."""
-        if self.agreed is not None and self.agreed[0] == (step, self.version, self.sizes):
+        key = (step, self.version, self.life, epoch, list(self.sizes))
+        if self.agreed is not None and self.agreed[0] == key:
             return self.agreed[1]
-        shards = tuple(ShardPlace(node, size) for (node, _), size in zip(self.shape.shards, self.sizes, strict=True))
+        nodes = [self.node_in(epoch, rank.machine) for rank in self.ranks]
+        if None in nodes:
+            raise RankDiedError(f"not every rank's node is in epoch {epoch}")
+        shards = tuple(ShardPlace(node or 0, size) for node, size in zip(nodes, self.sizes, strict=True))
         layout = Layout(shards=shards, first_step=step, every=self.shape.every, version=self.version)
-        self.agreed = (step, self.version, list(self.sizes)), layout
+        self.agreed = key, layout
         return layout
 
     def exchange(self, kind: str, number: int, role: int, value: object) -> dict[int, object]:
@@ -133,13 +157,14 @@ class Rank:
 
     def __init__(self, job: Job, role: int) -> None:
         self.job, self.role, self.world = job, role, job.world
-        self.node = job.shape.shards[role][0]
+        self.machine = job.places[role]
+        self.epoch = 0  # in which its attempt began
         self.client: Client | None = None
         self.session: Session | None = None
         self.cadences: dict[int, tuple[Cadence, ...]] = {}  # told over any connection, by attempt
         self.attempt = 0
         self.plan_count = 0
-        self.known_before: dict[int, SnapshotId] = {}
+        self.known_before: list[tuple[Machine, SnapshotId]] = []
         self.plan: Layout | None = None
         self.accepted_over: Client | None = None  # the connection over which the plan was accepted
         self.dead = False
@@ -158,7 +183,7 @@ class Rank:
         """SIGKILL."""
         self.dead = True
         client, self.client = self.client, None
-        worker = self.job.machines[self.node].worker
+        worker = self.machine.front.worker
         if client is not None and worker is not None and worker.clients.get(client.number) is client:
             worker.detach(client)
 
@@ -200,7 +225,7 @@ class Rank:
             return
         self.session.receive(message)
         if isinstance(message, messages.Progress) and message.committed is not None:
-            self.job.truth.check_offer(self.job.shape.name, message.committed)
+            self.job.truth_of(message.committed).check_offer(self.job.shape.name, message.committed)
             self.job.committed = max(message.committed, self.job.committed or message.committed)
         self.wake()
 
@@ -211,7 +236,7 @@ class Rank:
     def _attach(self, seconds: float) -> Generator[Waiting, bool, bool]:
         deadline_ns = self.world.now_ns + int(seconds * 1e9)
         while self.client is None:
-            machine = self.job.machines[self.node]
+            machine = self.machine.front
             worker = machine.worker
             if worker is not None and self.world.now_ns >= worker.frozen_until_ns:
                 self.client = worker.attach(self._hear, self._gone)
@@ -223,6 +248,7 @@ class Rank:
                     node_name=machine.name,
                     token="",
                     endpoint="",
+                    **_earlier_of(worker),
                 )
                 self.session = Session(welcome, cadences=self.cadences)
                 return True
@@ -232,7 +258,7 @@ class Rank:
         return True
 
     def _send(self, message: messages.ClientMessage) -> None:
-        worker = self.job.machines[self.node].worker
+        worker = self.machine.front.worker
         if self.client is None or worker is None or self.client.number not in worker.clients:
             raise LinkLostError
         worker.said(self.client, message)
@@ -261,15 +287,15 @@ class Rank:
         answer: messages.RestoreAnswer | None = None
         if self.role == 0:
             answer = yield from self._ask()
-            self._check_answer(answer)
+            check_answer(self.job, answer, self.known_before)
         lead = (yield from self._exchange("restore", 0, answer))[0]
         assert isinstance(lead, messages.RestoreAnswer)
         if lead.problem:
             raise RankDiedError("not recoverable")
-        self.attempt = lead.attempt
-        self.job.truth.begin_attempt(self.job.shape.name, self.attempt, self.job.life)
+        self.attempt, self.epoch = lead.attempt, lead.epoch
+        self.job.truths[self.epoch].begin_attempt(self.job.shape.name, self.attempt, self.job.life)
         if lead.snapshot is not None:
-            yield from self._restore(lead.snapshot)
+            yield from self._restore(lead)
         yield from self._exchange("restored", 0, None)
         self.job.restored, self.job.restored_all = lead.snapshot, True
         first = 0 if lead.snapshot is None else lead.snapshot.step + 1
@@ -286,7 +312,7 @@ class Rank:
             assert self.session is not None
             session = self.session
             session.ask("AskRestore")
-            self.known_before = self.job.truth.known_commits(name) if self.job.clear() else {}
+            self.known_before = known_commits(self.job) if self.job.clear() else []
             self._send(messages.AskRestore(name, self.job.ask_fresh))
             patience_s = 2 * limits.HEAR_ALL_S + limits.JOIN_S
             if (yield from self._until(lambda: session.restore_answer is not None, patience_s)):
@@ -294,48 +320,15 @@ class Rank:
                 return session.restore_answer
         raise RankDiedError("the daemon did not learn what to restore")
 
-    def _check_answer(self, answer: messages.RestoreAnswer) -> None:
-        job, truth = self.job, self.job.truth
-        job.answered = True
-        if answer.problem:
-            job.problems.append(answer.problem)
-            promise(not job.quiet() or not self._is_recoverable(), f"refused, yet recoverable: {answer.problem}")
-        elif answer.snapshot is not None:
-            truth.check_offer(job.shape.name, answer.snapshot)
-            truth.check_recoverable(job.shape.name, answer.snapshot)
-        if job.clear() and not answer.problem and not job.ask_fresh:
-            truth.check_forward(job.shape.name, answer.snapshot)
-        if not answer.problem and not job.ask_fresh:
-            truth.chosen[job.shape.name, answer.attempt] = answer.snapshot
-        if job.clear() and not answer.problem and not job.ask_fresh:
-            newest = max((self.known_before[node] for node in self._knowers()), default=None)
-            known = f"{newest} is known to be committed, offered is {answer.snapshot}"
-            promise(newest is None or (answer.snapshot is not None and answer.snapshot >= newest), known)
-
-    def _knowers(self) -> list[int]:
-        """Nodes that knew of a commit when the question was asked, and have been up and heard for long enough."""
-        machines, limit_ns = self.job.machines, self.world.now_ns - 2 * 10**9
-        return [node for node in self.known_before if machines[node].worker and machines[node].booted_ns < limit_ns]
-
-    def _is_recoverable(self) -> bool:
-        """Whether the live nodes hold enough of any snapshot that one of them knows to be committed."""
-        truth, name = self.job.truth, self.job.shape.name
-        for snapshot in set(truth.known_commits(name).values()):
-            geometry = truth.geometry((name, snapshot))
-            lost = {
-                node
-                for node in range(len(truth.machines))
-                if geometry.data_bytes(node) + geometry.parity_bytes(node)
-                and (truth.machines[node].worker is None or node not in truth.stated_now.get((name, snapshot), set()))
-            }
-            books, key = truth.estates, (name, snapshot)
-            if all(books.more_losses(key, group, lost & set(group)) >= 0 for group in geometry.placement.groups):
-                return True
-        return False
-
-    def _restore(self, snapshot: SnapshotId) -> Generator[Waiting, bool, None]:
-        name = self.job.shape.name
-        request = messages.OpenShard(name, self.attempt, snapshot, self.role, verify=not self.job.shape.checks)
+    def _restore(self, lead: messages.RestoreAnswer) -> Generator[Waiting, bool, None]:
+        name, snapshot, epoch = self.job.shape.name, lead.snapshot, lead.held_epoch or lead.epoch
+        assert snapshot is not None
+        assert lead.layout is not None
+        if self.job.node_in(epoch, self.machine) != lead.layout.shards[self.role].node:
+            yield from self._restore_from_afar(snapshot, lead.layout.shards[self.role].shard_bytes)
+            return
+        attempt = lead.held_attempt or self.attempt
+        request = messages.OpenShard(name, attempt, snapshot, self.role, verify=not self.job.shape.checks, epoch=epoch)
         deadline_ns = self.world.now_ns + 60 * 10**9
         while self.world.now_ns < deadline_ns:
             assert self.session is not None
@@ -358,10 +351,34 @@ class Rank:
                 if not _is_good(view, opened):
                     request = msgspec.structs.replace(request, verify=True)
                     continue
-            self.job.truth.check_restored(name, snapshot, self.role, shard)
+            self.job.truth_of(snapshot).check_restored(name, snapshot, self.role, shard)
             self._send(messages.CloseShard(name, snapshot, self.role))
             return
         raise RankDiedError("OpenShard was denied for too long")
+
+    def _restore_from_afar(self, snapshot: SnapshotId, shard_bytes: int) -> Generator[Waiting, bool, None]:
+        """The shard lies on another node: read it as a range of bytes."""
+        name, number = self.job.shape.name, 0
+        deadline_ns = self.world.now_ns + 60 * 10**9
+        while shard_bytes and self.world.now_ns < deadline_ns:
+            assert self.session is not None
+            session, number = self.session, number + 1
+            self._send(messages.ReadRange(name, snapshot, self.role, 0, shard_bytes, number))
+            asked = number
+            yield from self._until(lambda: asked in session.ranges_ready or asked in session.ranges_denied, 70.0)
+            if (ready := session.ranges_ready.get(number)) is not None:
+                view = yield from self._memory(ready.slot, ready.generation)
+                shard = bytes(view[ready.offset_bytes : ready.offset_bytes + ready.length_bytes])
+                self.job.truth_of(snapshot).check_restored(name, snapshot, self.role, shard)
+                self._send(messages.CloseRange(number))
+                return
+            denied = session.ranges_denied.get(number)
+            promise(denied is not None, f"role {self.role} of {name} waits for its bytes for ever")
+            if denied is not None and not denied.retry:
+                raise RankDiedError(f"ReadRange denied: {denied.text}")
+            yield (lambda: False), 0.2
+        if shard_bytes:
+            raise RankDiedError("ReadRange was denied for too long")
 
     def _memory(self, slot: int, generation: int) -> Generator[Waiting, bool, bytearray]:
         client, key = self.client, (self.job.shape.name, slot)
@@ -379,9 +396,9 @@ class Rank:
             if job.new_sizes is not None:
                 job.sizes, job.new_sizes = job.new_sizes, None
         yield from self._exchange("plan", self.plan_count, None)
-        self.plan = job.layout(step)
         problem = ""
         try:
+            self.plan = job.layout(step, self.epoch)
             problem = yield from self._say_plan(30.0)
         except LinkLostError:
             problem = "the daemon went away"
@@ -394,7 +411,7 @@ class Rank:
         session, deadline_ns = self.session, self.world.now_ns + int(seconds * 1e9)
         while True:
             session.ask("Plan")
-            self._send(messages.Plan(self.job.shape.name, self.attempt, self.role, self.plan))
+            self._send(messages.Plan(self.job.shape.name, self.attempt, self.role, self.plan, self.epoch))
             yield from self._until(lambda: session.accepted is not None or "Plan" in session.denied, seconds)
             if session.accepted is not None:
                 self.accepted_over = self.client
@@ -455,8 +472,16 @@ class Rank:
             place[half:] = shard[half:]
         if self.client is None:
             raise LinkLostError
-        job.truth.stage(name, snapshot, self.role, layout=plan, shard=shard)
+        job.truths[self.epoch].stage(name, snapshot, self.role, layout=plan, shard=shard)
         self._send(messages.Seal(name, snapshot, self.role))
+
+
+def _earlier_of(worker: Worker) -> dict[str, int]:
+    """What a daemon's welcome says of the epoch before."""
+    earlier = worker.household.epochs.earlier if worker.household is not None else None
+    if earlier is None:
+        return {}
+    return {"earlier_epoch": earlier.ctx.config.epoch, "earlier_node": earlier.ctx.node}
 
 
 def _is_good(image: bytearray, opened: messages.ShardOpened) -> bool:

@@ -2,14 +2,14 @@
 
 from dataclasses import dataclass
 
-from sim import faults
+from sim import faults, growth
 from sim.beyond import play_beyond
 from sim.cluster import Cluster, ClusterShape
 from sim.long_loss import AFTER_S, play_long_loss
 from sim.network import NetworkFaults
 from sim.ranks import Job, JobShape
 from sim.readers import Reader
-from sim.truth import BrokenPromiseError, promise
+from sim.truth import BrokenPromiseError, Truth, promise
 from sim.world import World
 
 # (nodes, group size, parity)
@@ -53,6 +53,7 @@ class Profile:
     few: bool = False  # small clusters of jobs that are not hasty: many fit in an hour
     long: bool = False  # at the end, nodes are lost for long, one after the other
     beyond: bool = False  # the faults end with more losses than parity covers
+    grows: bool = False  # the cluster takes up another list of nodes amid the faults
 
 
 PROFILES = {
@@ -99,6 +100,20 @@ PROFILES = {
         codes=((4, 4, 1), (4, 4, 2), (5, 5, 2), (6, 6, 2), (6, 3, 1), (9, 3, 1), (7, 4, 1), (8, 8, 3)),
         pause_s=5.0,
         long=True,
+    ),
+    "growth": Profile(
+        (
+            *[faults.worker_crash] * 2,
+            *[faults.worker_crash_between_actions] * 3,
+            *[faults.rank_crash] * 2,
+            faults.partition,
+            faults.slowness,
+            faults.cut_connections,
+        ),
+        codes=growth.CODES,
+        few=True,
+        pause_s=1.5,
+        grows=True,
     ),
     "reads": Profile(
         (
@@ -166,18 +181,28 @@ def _play(cluster: Cluster, profile: Profile) -> Outcome:
         for node in range(cluster.shape.node_count):
             cluster.readers.append(Reader(world, cluster.machines, cluster.truth, cluster.jobs[0].shape.name, node))
     world.run_until(lambda: False, deadline_s=world.between(2.0, 8.0))
-    end_s = world.now_s + FAULTS_S
+    if profile.grows:
+        growth.wait_known(cluster)
+    end_s = world.now_s + (FAULTS_S if not profile.grows else world.random.choice([1.0, 8.0]))
     while world.now_s < end_s:
         world.random.choice(profile.kinds)(cluster)
         world.run_until(lambda: False, deadline_s=world.now_s + world.random.expovariate(1 / profile.pause_s))
+    if profile.grows:
+        change = growth.play_growth(cluster, profile.kinds, pause_s=profile.pause_s)
+        growth.rest(change)
+        return _outcome(cluster, [cluster.truth, change.new.truth])
     if profile.beyond:
         play_beyond(cluster)
     if profile.long:
         play_long_loss(cluster, profile.kinds)
     rest(cluster)
+    return _outcome(cluster, [cluster.truth])
+
+
+def _outcome(cluster: Cluster, truths: list[Truth]) -> Outcome:
     return Outcome(
-        events=world.event_count,
-        commits=sum(cluster.truth.is_committed(key) for key in cluster.truth.layouts),
+        events=cluster.world.event_count,
+        commits=sum(truth.is_committed(key) for truth in truths for key in truth.layouts),
         restores=sum(job.life for job in cluster.jobs),
         refusals=sum(len(job.problems) for job in cluster.jobs),
     )

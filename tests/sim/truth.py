@@ -4,7 +4,7 @@ The checkers keep their own books: which bytes each rank staged, which node stat
 core's state only to see what it claims, never to learn what is true.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from holdfast.coding import CodeParams, chunk_digest
@@ -42,6 +42,7 @@ class Truth:
     rescued: set[JobSnapshot] = field(default_factory=set)  # restored without all facts: whole on those that were left
     offered: dict[str, SnapshotId] = field(default_factory=dict)  # job -> what it was told last to restore
     estates: "EstateBooks" = field(init=False)
+    is_superseded: Callable[[str, SnapshotId], bool] = lambda _job, _snapshot: False  # by a commit of a later epoch
     _phases: dict[tuple[int, str, int], Phase] = field(default_factory=dict)  # of every slot, after its last event
     _held: dict[int, set[JobSnapshot]] = field(default_factory=dict)  # node -> what it held after its last event
     _committed: dict[tuple[int, str], SnapshotId | None] = field(default_factory=dict)
@@ -179,7 +180,9 @@ class Truth:
         for name, snapshot in self._held.get(node, set()) - held:
             known = worker.node.jobs.get(name)
             if known is None:
-                promise(name in self.forgotten, f"{where} forgot job {name} unasked")
+                gone = name in self.forgotten or self.is_superseded(name, snapshot)
+                promise(gone, f"{where} forgot job {name} unasked")
+                self.stated_now.get((name, snapshot), set()).discard(node)
                 continue
             newer = known.job.committed is not None and known.job.committed > snapshot
             over = known.job.attempt > snapshot.attempt and known.job.committed != snapshot
@@ -211,7 +214,7 @@ class Truth:
 
     @staticmethod
     def _observe_memory(machine: Machine) -> None:
-        reserved, budget = sum(memory.held_bytes for memory in machine.held.values()), machine.budget_bytes
+        reserved, budget = machine.held_bytes, machine.budget_bytes
         promise(reserved <= budget, f"{machine.name} holds {reserved} bytes of a budget of {budget}")
 
     def _observe_denial(self, node: int, key: JobSnapshot) -> None:

@@ -111,6 +111,8 @@ def render(status: dict[str, Any]) -> str:
         ("cluster", f"{status['cluster']}, epoch {status['epoch']}, parity {status['parity']}"),
         ("seen by", f"{status['seen_by']}, collector {status['collector']}"),
     ]
+    if text := earlier_text(status):
+        about.append(("before", text))
     engines = sorted({node["engine"] for node in status["nodes"] if node["engine"]})
     if engines:
         about.append(("coding", ", ".join(engines)))
@@ -140,6 +142,20 @@ def render(status: dict[str, Any]) -> str:
     if old:
         blocks.append("  old views\n" + pairs(old, indent="    "))
     return "\n\n".join(blocks)
+
+
+def earlier_text(status: dict[str, Any]) -> str:
+    """What is still in the epoch before, and who serves it, in a line; empty if it is over."""
+    row = status.get("earlier")
+    if not row:
+        return ""
+    steps = {job["name"]: job["committed_step"] for job in row.get("jobs", ())}
+    jobs = [f"{job} (step {steps[job]})" if steps.get(job) is not None else job for job in row.get("waits_for", steps)]
+    text = f"epoch {row['epoch']} is kept until a commit in epoch {status['epoch']} of {', '.join(jobs) or 'no job'}"
+    if row.get("served_by"):
+        text += f"; served by {', '.join(row['served_by'])}"
+    leaving = row.get("leaving", ())
+    return f"{text}; {', '.join(leaving)} must not be stopped yet" if leaving else text
 
 
 def reprotection_text(job: dict[str, Any]) -> str:

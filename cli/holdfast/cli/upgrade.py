@@ -43,9 +43,9 @@ def run(args: argparse.Namespace) -> int:
     path = args.socket or default_socket()
     with Daemon(path) as daemon:
         name, pid, status = daemon.welcome.node_name, daemon.pid, daemon.status()
-    before = status["nodes"][[row["name"] for row in status["nodes"]].index(name)]
+    before = _row_of(status, name)
     refuse_worse(pid)
-    if _steps(before):
+    if _steps(before) or status.get("earlier"):
         refuse_other_cluster(pid, status)
     try:
         os.kill(pid, signal.SIGHUP)
@@ -95,8 +95,11 @@ def refuse_worse(pid: int) -> None:
 def refuse_other_cluster(pid: int, status: dict[str, Any]) -> None:
     """Refuse a config under which a new worker would not take up the snapshots that this node holds.
 
+    A higher epoch of the same cluster is taken up beside what is held, one at a time.
+
     Raises:
-        OperatorError: cluster, epoch, parity or groups are others now (exit code 5). The running worker is not touched.
+        OperatorError: cluster, epoch, parity or groups are others now (exit code 5), or an earlier change is still
+            under way. The running worker is not touched.
     """
     words = processes.arguments(pid)
     file = Path(words[words.index("--config") + 1])
@@ -105,13 +108,24 @@ def refuse_other_cluster(pid: int, status: dict[str, Any]) -> None:
     ).config
     groups = [[config.nodes[node].name for node in group] for group in config.placement().groups]
     given = {"cluster": config.cluster_name, "epoch": config.epoch, "parity": config.parity, "groups": groups}
+    grows = config.cluster_name == status["cluster"] and config.epoch > status["epoch"]
+    if grows and status.get("earlier"):
+        under_way = status["earlier"]
+        raise OperatorError(
+            ExitCode.WRONG_CLUSTER,
+            f"expected the change to epoch {status['epoch']} to be over before another one begins, found jobs that "
+            f"have not moved yet: {', '.join(under_way['waits_for'])}. Start them again, or give them up with "
+            "'holdfast forget JOB'; the running worker stays",
+        )
     differ = [f"{key}: {status[key]}, in the file {value}" for key, value in given.items() if status[key] != value]
+    if grows:
+        differ = []
     if differ:
         raise OperatorError(
             ExitCode.WRONG_CLUSTER,
             f"expected {file} to describe the cluster that this node holds snapshots of, found another "
             f"({'; '.join(differ)}). They would be given up, so the running worker stays. Put the file right; to "
-            "change the cluster, stop its daemons and start them again: jobs begin from their durable copies then",
+            "change nodes, groups or parity, give the file a higher epoch",
         )
 
 
@@ -125,8 +139,15 @@ def lost(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
 
 
 def _own_row(daemon: Daemon) -> dict[str, Any]:
-    row: dict[str, Any] = daemon.status()["nodes"][daemon.welcome.node]
-    return row
+    return _row_of(daemon.status(), daemon.welcome.node_name)
+
+
+def _row_of(status: dict[str, Any], name: str) -> dict[str, Any]:
+    """A node's row; where a job is still in the epoch before, with what is held of it there."""
+    row: dict[str, Any] = next(row for row in status["nodes"] if row["name"] == name)
+    here = (status.get("earlier") or {}).get("here", {})
+    there = {job: held for job, held in here.items() if row["jobs"].get(job, {}).get("committed_step") is None}
+    return {**row, "jobs": {**row["jobs"], **there}}
 
 
 def _wait_back(path: Path, *, name: str, session: int) -> dict[str, Any]:

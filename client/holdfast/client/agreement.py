@@ -1,5 +1,6 @@
 """What the ranks of a job tell each other at a plan or a restore, and whether they agree."""
 
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,8 @@ from holdfast.client.session import RankPlan
 from holdfast.client.shard import ShardLayout
 from holdfast.protocol import limits
 from holdfast.protocol.ids import SnapshotId
-from holdfast.protocol.messages import RestoreAnswer
+from holdfast.protocol.layout import ShardPlace
+from holdfast.protocol.messages import RestoreAnswer, Welcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,17 +28,49 @@ class Proposal:
     ready: "Future[None]"
 
 
+Places = tuple[tuple[int, int], ...]  # (epoch, index of the rank's node in its list), of each that its daemon serves
+
+
+def places_of(welcome: Welcome) -> Places:
+    """Where a rank is that talks to this daemon."""
+    earlier = ((welcome.earlier_epoch, welcome.earlier_node),) if welcome.earlier_epoch else ()
+    return ((welcome.epoch, welcome.node), *earlier)
+
+
+def shard_places(ranks: Sequence[tuple[Places, int]], epoch: int) -> tuple[tuple[ShardPlace, ...], str]:
+    """Who stages how much, as the list of an epoch counts.
+
+    Args:
+        ranks: where each is, and the bytes of its shard.
+        epoch: in which the attempt began; 0: of a daemon that does not tell.
+
+    Returns:
+        The places, and why the ranks can't plan together; empty if they can.
+    """
+    found = [dict(places).get(epoch or places[0][0]) if places else None for places, _ in ranks]
+    away = [rank for rank, node in enumerate(found) if node is None]
+    if away:
+        others = sorted({known for rank in away for known, _ in ranks[rank][0]})
+        text = f"the job's attempt began in epoch {epoch}, the nodes of ranks {away[:8]} are in {others or 'none'}"
+        hint = "give 'holdfast upgrade' there with the config of that epoch, or start the job again"
+        return (), f"{text}: {hint}"
+    return tuple(ShardPlace(node or 0, size) for node, (_, size) in zip(found, ranks, strict=True)), ""
+
+
 class Part(msgspec.Struct):
     """What one rank tells the others at a plan or a restore."""
 
     job: str
-    node: int = -1
+    places: Places = ()
     shard_bytes: int = 0
     every: int = 1
     version: int = 0
     step: int = 0
     problem: str = ""
     attempt: int = 0
+    epoch: int = 0  # in which the attempt began
+    held_epoch: int = 0  # in which the snapshot was staged
+    held_attempt: int = 0  # that began there
     snapshot: SnapshotId | None = None
     settled: bool = False  # its optimizers have their state: the layout of the first snapshot is known
     nodes: tuple[int, ...] = ()  # of the snapshot's roles
@@ -44,6 +78,19 @@ class Part(msgspec.Struct):
     fatal: bool = False  # something is committed and can't be had
     copies: tuple[tuple[str, int], ...] = ()  # durable copies that are restored instead, and their steps; best first
     claims: tuple[Claim, ...] = ()  # what others must have alike
+
+    def take(self, answer: RestoreAnswer) -> None:
+        """Pass on what the cluster answered to role 0."""
+        self.attempt, self.snapshot, self.epoch = answer.attempt, answer.snapshot, answer.epoch
+        self.held_epoch, self.held_attempt = answer.held_epoch or answer.epoch, answer.held_attempt or answer.attempt
+        self.nodes = tuple(place.node for place in answer.layout.shards) if answer.layout is not None else ()
+        self.problem, self.fatal = answer.problem, bool(answer.problem)
+
+    def lies_here(self, role: int, world_size: int, places: Places) -> bool:
+        """Whether role's shard of the snapshot is held by the daemon of a rank that is at these places."""
+        if len(self.nodes) != world_size or not places:
+            return False
+        return dict(places).get(self.held_epoch or places[0][0]) == self.nodes[role]
 
     def offer(self, answer: RestoreAnswer) -> str:
         """Name the durable copies that may be restored instead of what the cluster found in memory, if there are any.

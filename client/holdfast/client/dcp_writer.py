@@ -12,6 +12,7 @@ from typing import Any, cast
 import msgspec
 import torch.distributed as dist
 from holdfast.client.addresses import Address, daemon_address
+from holdfast.client.agreement import Places, places_of, shard_places
 from holdfast.client.capture import Capture
 from holdfast.client.dcp_archive import CheckpointId, names_step, step_of
 from holdfast.client.errors import (
@@ -27,7 +28,7 @@ from holdfast.client.session import RankPlan
 from holdfast.client.stager import Stager
 from holdfast.protocol import limits
 from holdfast.protocol.ids import JOB_NAME, SnapshotId
-from holdfast.protocol.layout import Layout, ShardPlace
+from holdfast.protocol.layout import Layout
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.storage import StorageWriter, WriteResult
@@ -172,9 +173,10 @@ class _Offer(msgspec.Struct):
     """What one rank tells the others before it stages."""
 
     job: str
-    node: int = -1
+    places: Places = ()
     shard_bytes: int = 0
     attempt: int = 0
+    epoch: int = 0  # in which the attempt began
     step: int = 0
     version: int = 0
     planned: bool = False  # its daemon has accepted the last plan
@@ -198,13 +200,15 @@ class _Line:
     def stage(self, parcel: Parcel | None, *, step: int | None, problem: str) -> SnapshotId:
         """Agree with the other ranks and stage. A collective; every rank of a failed agreement raises."""
         offers = self._exchange(self._offer(parcel, step=step, problem=problem))
-        shards = tuple(ShardPlace(offer.node, offer.shard_bytes) for offer in offers)
         lead = offers[0]
+        shards, away = shard_places([(offer.places, offer.shard_bytes) for offer in offers], lead.epoch)
+        if away:
+            raise HoldfastError(away)
         known = self.plan
         same = known is not None and known.layout.shards == shards and known.attempt == lead.attempt
         if not same or not all(offer.planned for offer in offers):
             layout = Layout(shards, first_step=0, every=1, version=1 + max(offer.version for offer in offers))
-            self._agree(RankPlan(self.job, lead.attempt, self.ranks.rank, layout))
+            self._agree(RankPlan(self.job, lead.attempt, self.ranks.rank, layout, lead.epoch))
         snapshot = SnapshotId(lead.attempt, lead.step)
         self.last_step = lead.step
         capture = cast("Capture", parcel)  # it has what the staging thread asks of one
@@ -217,27 +221,27 @@ class _Line:
             return offer
         offer.shard_bytes = parcel.shard_bytes
         try:
-            offer.node = self.stager.submit(lambda: self.stager.attach_within(ATTACH_S)).result().node
+            offer.places = places_of(self.stager.submit(lambda: self.stager.attach_within(ATTACH_S)).result())
             offer.planned = self.plan is not None and self.stager.standing.attached
             offer.version = 0 if self.plan is None else self.plan.layout.version
             if self.ranks.rank == 0:
                 offer.step = self.last_step + 1 if step is None else step
-                offer.attempt = self._attempt(offer.step)
+                offer.attempt, offer.epoch = self._attempt(offer.step)
         except HoldfastError as error:
             offer.problem = str(error)
         return offer
 
-    def _attempt(self, step: int) -> int:
-        """The attempt under which a step can be staged: steps only go forward within one."""
+    def _attempt(self, step: int) -> tuple[int, int]:
+        """The attempt under which a step can be staged, and its epoch: steps only go forward within one."""
         if self.plan is not None and step > self.last_step:
-            return self.plan.attempt
+            return self.plan.attempt, self.plan.epoch
         deadline_s = monotonic() + ASK_S
         answer = self.stager.submit(
             lambda: self.stager.ask_restore(self.job, begin_fresh=True, deadline_s=deadline_s)
         ).result()
         if answer.problem:
             raise NotRecoverableError(f"{answer.problem}; to give it up: holdfast forget {self.job}")
-        return answer.attempt
+        return answer.attempt, answer.epoch
 
     def _agree(self, plan: RankPlan) -> None:
         offer = _Offer(self.job)

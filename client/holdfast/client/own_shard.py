@@ -53,19 +53,20 @@ class OwnShard:
     allow_pickle: bool
     _halfway: _Halfway | None = field(default=None, init=False)
 
-    def bring(self, snapshot: SnapshotId, attempt: int) -> Exception | None:
+    def bring(self, snapshot: SnapshotId, attempt: int, epoch: int = 0) -> Exception | None:
         """Bring what lies here into the live state; returns what went wrong. All of it, where `claims` is empty then.
 
-        Digests are compared here, just before use; where one is wrong the daemon is asked to repair it, once.
+        Digests are compared here, just before use; where one is wrong the daemon is asked to repair it, once. `attempt`
+        is the one that began in `epoch`, in which the snapshot was staged.
         """
         left = ""
         try:
             try:
-                self._bring(snapshot, attempt, verify=False)
+                self._bring(snapshot, attempt, epoch, verify=False)
             except RottenShardError as error:
                 left = "; the live state may be overwritten in part: build it anew"
                 log.warning("rank %d: %s; the daemon is asked to repair it", self.ranks.rank, error)
-                self._bring(snapshot, attempt, verify=True)
+                self._bring(snapshot, attempt, epoch, verify=True)
         except RefusedError as error:
             return NotRecoverableError(f"{error}{left}")
         except (HoldfastError, ShardError) as error:
@@ -109,8 +110,8 @@ class OwnShard:
             with contextlib.suppress(HoldfastError):  # the daemon lets go of it when the next snapshot is committed
                 self._close(halfway.opened)
 
-    def _bring(self, snapshot: SnapshotId, attempt: int, *, verify: bool) -> None:
-        request = messages.OpenShard(self.job, attempt, snapshot, self.ranks.rank, verify)
+    def _bring(self, snapshot: SnapshotId, attempt: int, epoch: int, *, verify: bool) -> None:
+        request = messages.OpenShard(self.job, attempt, snapshot, self.ranks.rank, verify, epoch)
         self.stager.use_gpu(gpu_of(self.state))
         opened, image = self.stager.submit(
             lambda: self.stager.open_shard(request, patience_s=RESTORE_PATIENCE_S)

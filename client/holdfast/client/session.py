@@ -28,6 +28,7 @@ class RankPlan:
     attempt: int
     role: int
     layout: Layout
+    epoch: int = 0  # in which the attempt began; 0: the daemon's own
 
 
 @dataclass(slots=True)

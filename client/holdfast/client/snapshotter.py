@@ -20,7 +20,7 @@ from typing import Any, Literal, Self
 import torch
 import torch.distributed as dist
 from holdfast.client.addresses import daemon_address
-from holdfast.client.agreement import Part, Proposal, disagreement, exchange
+from holdfast.client.agreement import Part, Proposal, disagreement, exchange, places_of, shard_places
 from holdfast.client.arguments import check_arguments, is_settled
 from holdfast.client.capture import Capture
 from holdfast.client.elsewhere import Elsewhere
@@ -45,7 +45,7 @@ from holdfast.client.updates import before_updates, weakly
 from holdfast.protocol import limits, messages
 from holdfast.protocol.cadence import is_due
 from holdfast.protocol.ids import SnapshotId
-from holdfast.protocol.layout import Layout, ShardPlace
+from holdfast.protocol.layout import Layout
 
 log = logging.getLogger("holdfast")
 
@@ -109,8 +109,7 @@ class Snapshotter:
         self._layout: ShardLayout | None = None
         self._plan: RankPlan | None = None
         self._proposal: Proposal | None = None  # what the first step will accept
-        self._next_plan_step = 0
-        self._versions = 0
+        self._epoch = self._next_plan_step = self._versions = 0
         self._stalls = Stalls()
         self._underway = Underway(self._stalls, max_stall_s=max_stall_s)
         self._staged: SnapshotId | None = None
@@ -156,7 +155,7 @@ class Snapshotter:
         if lead.fatal:
             raise NotRecoverableError(lead.problem)
         if lead.snapshot is None:
-            self._attempt = lead.attempt or None
+            self._attempt, self._epoch = lead.attempt or None, lead.epoch
             if self._attempt is not None and all(part.settled for part in parts):
                 self._plan_early(0, wait=True)
             if problems:
@@ -166,10 +165,10 @@ class Snapshotter:
             raise NotRecoverableError(
                 f"{lead.snapshot} is committed, but not every rank can reach its daemon: " + "; ".join(problems[:4])
             )
-        self._attempt = lead.attempt
-        here = len(lead.nodes) == self._ranks.world_size and lead.nodes[self._ranks.rank] == mine.node
+        self._attempt, self._epoch = lead.attempt, lead.epoch
+        here = lead.lies_here(self._ranks.rank, self._ranks.world_size, mine.places)
         own = OwnShard(self._state, self._job, self._ranks, self._stager, clock, self._allow_pickle)
-        failure = own.bring(lead.snapshot, lead.attempt) if here else None
+        failure = own.bring(lead.snapshot, lead.held_attempt, lead.held_epoch) if here else None
         if not here or isinstance(failure, RestoreMismatchError):  # nothing was changed; it may fit in another layout
             failure = self._elsewhere().restore(lead.snapshot, say=self._say)
             clock.lap("ranges")
@@ -192,7 +191,7 @@ class Snapshotter:
 
     def _restore_copy(self, lead: Part, clock: Laps) -> int:
         """Memory has nothing to begin from, or what it has was tried too often: begin from a durable copy."""
-        self._attempt = lead.attempt or None
+        self._attempt, self._epoch = lead.attempt or None, lead.epoch
         elsewhere = self._elsewhere()
         copy, step = elsewhere.restore_copies(lead.copies, say=self._say)
         clock.lap("durable")
@@ -217,15 +216,13 @@ class Snapshotter:
         part = Part(self._job, settled=is_settled(self._state))
         try:
             welcome = self._attach()
-            part.node = welcome.node
+            part.places = places_of(welcome)
             if self._ranks.rank == 0:
                 deadline_s = monotonic() + ASK_PATIENCE_S
                 answer = self._stager.submit(
                     lambda: self._stager.ask_restore(self._job, begin_fresh=begin_fresh, deadline_s=deadline_s)
                 ).result()
-                part.attempt, part.snapshot = answer.attempt, answer.snapshot
-                part.nodes = tuple(place.node for place in answer.layout.shards) if answer.layout is not None else ()
-                part.problem, part.fatal = answer.problem, bool(answer.problem)
+                part.take(answer)
                 if answer.warning:
                     self._say(answer.warning)
                 if not begin_fresh and (text := part.offer(answer)):
@@ -331,18 +328,21 @@ class Snapshotter:
             layout = self._lay_out(part, cut=False)
             parts = exchange(self._ranks, part, "plan")
             problem = disagreement(parts)
-        self._attempt = self._attempt or parts[0].attempt or None
+        if self._attempt is None:
+            self._attempt, self._epoch = parts[0].attempt or None, parts[0].epoch
+        places, away = shard_places([(p.places, p.shard_bytes) for p in parts], self._epoch)
+        problem = problem or away
         if problem or self._attempt is None or layout is None:
             self._unprotected(step, problem or "no attempt was begun")
             return None
         self._versions = max(p.version for p in parts)
         agreed = Layout(
-            shards=tuple(ShardPlace(p.node, p.shard_bytes) for p in parts),
+            shards=places,
             first_step=max(p.step for p in parts),
             every=self._every,
             version=self._versions,
         )
-        plan = RankPlan(self._job, self._attempt, self._ranks.rank, agreed)
+        plan = RankPlan(self._job, self._attempt, self._ranks.rank, agreed, self._epoch)
         deadline_s = monotonic() + limits.ALLOCATE_DEADLINE_S
         return Proposal(plan, layout, self._stager.submit(lambda: self._stager.say_plan(plan, deadline_s=deadline_s)))
 
@@ -352,7 +352,8 @@ class Snapshotter:
             ranks, wrapper = (self._ranks, self._wrapper) if cut else (None, None)
             layout = ShardLayout.build(self._state, allow_pickle=self._allow_pickle, ranks=ranks, wrapper=wrapper)
             self._stager.use_gpu(layout.devices[0] if layout.devices else None)
-            part.node, part.shard_bytes, part.claims = self._attach().node, layout.shard_bytes, layout.claims()
+            part.places, part.shard_bytes = places_of(self._attach()), layout.shard_bytes
+            part.claims = layout.claims()
         except (HoldfastError, ShardError) as error:
             part.problem = part.problem or str(error)
             return None

@@ -306,7 +306,7 @@ class Stager:
         session = self.link.session
         while True:
             session.ask("Plan")
-            self.link.send(messages.Plan(plan.job, plan.attempt, plan.role, plan.layout))
+            self.link.send(messages.Plan(plan.job, plan.attempt, plan.role, plan.layout, plan.epoch))
             self._until(lambda: session.accepted is not None or "Plan" in session.denied, deadline_s)
             if session.accepted is not None:
                 self._plan, session.plan = plan, plan

@@ -24,6 +24,8 @@ class AskRestore(Message, frozen=True):
 
     job: JobName
     begin_fresh: bool = False  # the trainer doesn't want to restore: only begin the attempt
+    after: Count = 0  # the attempt gets a number above this one: another epoch has begun so many
+    passing_over: bool = False  # what can't be recovered is no obstacle: another epoch holds something that can
 
 
 class Plan(Message, frozen=True):
@@ -32,7 +34,8 @@ class Plan(Message, frozen=True):
     job: JobName
     attempt: Count
     role: RoleNumber
-    layout: Layout
+    layout: Layout  # its nodes are counted as in the list of `epoch`
+    epoch: Count = 0  # in which the attempt began; 0: of a version that does not tell, so the daemon's own
 
 
 class OpenShard(Message, frozen=True):
@@ -43,6 +46,7 @@ class OpenShard(Message, frozen=True):
     snapshot: SnapshotId
     role: RoleNumber
     verify: bool = True  # the daemon reads it first and compares digests; else the rank does as it copies
+    epoch: Count = 0  # in which it was staged; 0: the daemon's own
 
 
 class CloseShard(Message, frozen=True):
@@ -169,6 +173,14 @@ class Welcome(Message, frozen=True):
     node_name: Text
     token: Text
     endpoint: Text
+    earlier_epoch: Count = 0  # that this daemon serves as well, while the cluster grows or shrinks; 0: none
+    earlier_node: NodeNumber = 0  # its place in that epoch's list
+
+    def place_in(self, epoch: int) -> int | None:
+        """This daemon's index in the list of an epoch, None if it does not serve that one."""
+        if epoch in {0, self.epoch}:
+            return self.node
+        return self.earlier_node if epoch == self.earlier_epoch else None
 
 
 class MemoryGiven(Message, frozen=True):
@@ -191,6 +203,11 @@ class RestoreAnswer(Message, frozen=True):
     warning: Text = ""  # the step can be restored, and something about that should be looked at
     durable_dir: Text = ""  # where durable copies are, if the cluster makes any
     use_older: bool = False  # so many lives have begun from this step that a durable copy before it comes first
+    epoch: Count = 0  # in which the attempt begins and plans are made; 0: the daemon's own
+    held_epoch: Count = 0  # in which the snapshot was staged, whose list its layout counts; 0: the same
+    held_attempt: Count = 0  # that began in that epoch, for those who open shards there
+    complete: bool = True  # every node of the epoch has been heard: snapshots can commit in it
+    earlier_at: NodeNumber | None = None  # a node that still serves the epoch before for this job
 
 
 class PlanAccepted(Message, frozen=True):

@@ -107,7 +107,19 @@ def decode_peer(
         FrameRefusedError: oversized, malformed, another protocol version, cluster, epoch, config digest or bulk mode,
             or an unknown message.
     """
-    envelope = _decode(_envelope_decoder, frame)
+    envelope = decode_envelope(frame)
+    return envelope, check_peer(envelope, cluster=cluster, epoch=epoch, config=config, bulk_mode=bulk_mode)
+
+
+def decode_envelope(frame: bytes) -> Envelope:
+    """Open a frame from another daemon, with nothing checked but its form. Raises FrameRefusedError."""
+    return _decode(_envelope_decoder, frame)
+
+
+def check_peer(
+    envelope: Envelope, *, cluster: str, epoch: int, config: str = "", bulk_mode: str = AS_THEY_ARE.mode
+) -> messages.PeerMessage:
+    """Check what an envelope says, and open what is in it. Raises what `decode_peer` raises."""
     if envelope.version != limits.PROTOCOL_VERSION:
         raise FrameRefusedError(
             "version",
@@ -129,7 +141,7 @@ def decode_peer(
             f"expected bulk mode {bulk_mode!r}, found {envelope.bulk.mode!r} on node {envelope.node}; set "
             "security.bulk alike on all nodes, then give 'holdfast upgrade' on each",
         )
-    return envelope, _decode(_peer_decoder, envelope.body)
+    return _decode(_peer_decoder, envelope.body)
 
 
 def decode_client(frame: bytes) -> messages.ClientMessage:

@@ -48,6 +48,7 @@ from holdfast.protocol.client_messages import (
     StatusAnswer,
     Welcome,
 )
+from holdfast.protocol.earlier import EarlierGiven, EarlierReport, EarlierWanted
 from holdfast.protocol.estate_messages import EstateReport, MixesWanted, SumTerm
 from holdfast.protocol.fields import Count, JobName, Message, NodeNumber, PackedDigests, RoleNumber, Seconds, Text
 from holdfast.protocol.health import (
@@ -91,6 +92,9 @@ __all__ = [
     "DoorMessage",
     "DrillAnswer",
     "DrillAsked",
+    "EarlierGiven",
+    "EarlierReport",
+    "EarlierWanted",
     "EstateReport",
     "FingerprintsGiven",
     "ForgetAnswer",
@@ -205,6 +209,7 @@ class Heartbeat(Message, frozen=True):
     recovery_record: Text = ""  # the file of the newest one, on that node
     address: Text = ""  # of its control plane, as its own config has it; empty: of a version that doesn't tell
     views: Annotated[tuple[PeerView, ...], Meta(max_length=limits.NODE_COUNT_MAX)] = ()
+    earlier: EarlierReport | UnsetType = UNSET  # not said where the epoch before is over
 
 
 class WantLayout(Message, frozen=True):
@@ -281,6 +286,8 @@ class RestoreAsked(Message, frozen=True):
     job: JobName
     request: Count
     begin_fresh: bool = False  # none: only an attempt is to begin
+    after: Count = 0  # as in AskRestore
+    passing_over: bool = False  # likewise
 
 
 class ReportWanted(Message, frozen=True):
@@ -304,6 +311,8 @@ class RestoreDecided(Message, frozen=True):
     problem: Text = ""  # not empty: something is committed, and it can't be recovered
     asker: NodeNumber | None = None  # on whose node the rank asked
     number: Count = 0  # the collector's own of the question
+    complete: bool = True  # every node of this epoch has been heard
+    earlier_at: NodeNumber | None = None  # a node that still serves the epoch before for this job
 
 
 class ReadChunk(Message, frozen=True):
@@ -423,18 +432,9 @@ class Refused(Message, frozen=True):
     """Your frame was refused. Sent back on the connection on which it came."""
 
     code: Literal[
-        "malformed",
-        "oversized",
-        "unknown",
-        "version",
-        "cluster",
-        "epoch",
-        "config",
-        "bulk",
-        "node",
-        "superseded",
+        "malformed", "oversized", "unknown", "version", "cluster", "epoch", "config", "bulk", "node", "superseded",
         "key",
-    ]
+    ]  # fmt: skip
     text: Text
     incarnation: Count = 0  # with "superseded": the incarnation that holds the slot
 
@@ -471,6 +471,8 @@ PeerMessage = (
     | JobForgotten
     | TraceWanted
     | TraceGiven
+    | EarlierWanted
+    | EarlierGiven
     | Refused
 )
 

@@ -15,6 +15,7 @@ SEEDS = (
     *(("crashes", seed) for seed in (1, 2, 4, 7, 8, 13, 15)),
     *(("long", seed) for seed in (0, 2)),
     *(("beyond", seed) for seed in (2, 5)),
+    *(("growth", seed) for seed in (1, 3, 5, 7, 35)),
     *(
         ("few", seed)
         for seed in (13000423, 8000454, 8000466, 8000707, 9000572, 9000875, 9500303, 9500812, 10000126, 10000176)

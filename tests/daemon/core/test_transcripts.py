@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from holdfast.daemon.core.memory import GENERATION_BITS
 from holdfast.protocol import messages
 from holdfast.protocol.ids import SnapshotId
 from sim.cluster import Cluster, ClusterShape
@@ -22,6 +23,7 @@ _SHORTER: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ..
     (re.compile(r"digests=b(?:'[^']*'|\"[^\"]*\")"), "digests=..."),
     (re.compile(r"fingerprint=b(?:'[^']*'|\"[^\"]*\")"), "fingerprint=..."),
     (re.compile(r"number=(\d+)"), lambda found: f"number={int(found[1]) % (1 << 32)}"),  # without whose life it is
+    (re.compile(r"generation=(\d+)"), lambda found: f"generation={int(found[1]) % (1 << GENERATION_BITS)}"),
     (re.compile(r"<ExitCode\.(\w+): \d+>"), r"\1"),
     (re.compile(r"(job|text|reason|request)='([^']*)'"), r"\1=\2"),
 )

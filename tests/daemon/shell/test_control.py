@@ -4,7 +4,7 @@ import socket
 
 import pytest
 from holdfast.daemon.shell import network
-from holdfast.daemon.shell.control import ControlPlane
+from holdfast.daemon.shell.control import Circle, ControlPlane
 from holdfast.daemon.shell.gates import ask_for_descriptors
 from holdfast.daemon.shell.network import Poller
 from holdfast.protocol import messages
@@ -30,11 +30,11 @@ def test_hundreds_of_nodes_are_dialled_and_what_does_not_fit_a_frame_is_not_sent
     )
     config = ClusterConfig(cluster_name="many", nodes=nodes)
     context, poller = network.Context(io_threads=1), Poller()
-    control = ControlPlane(config, 0, None, context)
+    control = ControlPlane(Circle(config, 0, None, context), context)
     try:
         for node in range(1, NODE_COUNT):
-            control.dial(node, poller)
-        control.send_peer(1, messages.StatusGiven(1, {"large": "x" * (2 << 20)}))
+            control.circle.dial(node, poller)
+        control.circle.send_peer(1, messages.StatusGiven(1, {"large": "x" * (2 << 20)}))
         control.send_client(b"nobody", messages.StatusAnswer({"large": "x" * (2 << 20)}))
     finally:
         control.close()

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 from holdfast.daemon.shell import sealing
+from holdfast.daemon.shell.bulk import sealing_of
 from holdfast.daemon.shell.sealing import Sealing
-from holdfast.daemon.shell.worker import sealing_of
 from holdfast.protocol import limits
 from holdfast.protocol.config import ClusterConfig, NodeConfig
 from holdfast.protocol.exit_codes import ExitCode, OperatorError

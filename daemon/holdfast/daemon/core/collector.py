@@ -19,6 +19,7 @@ from holdfast.daemon.core.mixing import known_estates
 from holdfast.daemon.core.peers import Peers
 from holdfast.daemon.core.slot import Phase
 from holdfast.protocol import limits, messages
+from holdfast.protocol.earlier import EarlierReport
 from holdfast.protocol.estates import further_losses
 from holdfast.protocol.ids import SnapshotId
 from holdfast.protocol.layout import Geometry, Layout
@@ -38,6 +39,8 @@ class Query:
     number: int = 0  # this node's own of it, by which the nodes are asked
     told_ns: int = 0  # when the nodes were last told of it
     fresh: bool = False  # it does not want what is there: that it can't be recovered is no obstacle
+    after: int = 0  # its attempt gets a number above this one
+    passing_over: bool = False  # another epoch holds something: what can't be recovered here is passed over
 
 
 class _Choices(NamedTuple):
@@ -124,8 +127,9 @@ class Collector:
 
     # --- restore ---
 
-    def ask(self, job: str, request: int, asker: int, *, fresh: bool = False) -> Query | None:
+    def ask(self, said: messages.RestoreAsked, asker: int) -> Query | None:
         """Somebody wants to know what to restore: hear all live nodes, then decide. None: it does not count."""
+        job, request = said.job, said.request
         number = self.peers.incarnation_of(asker), request  # grows from question to question
         if not self._is_news(job, asker, number):
             return None  # heard twice, or late: another answer would begin another attempt, for which no rank waits
@@ -135,7 +139,8 @@ class Collector:
             return None  # the asker repeats its question
         self.newest[job, asker] = number
         now_ns, deadline_ns = self.ctx.now_ns, self.ctx.seconds(limits.HEAR_ALL_S)
-        query = Query(job, request, asker, now_ns, deadline_ns, self.ctx.new_request(), told_ns=now_ns, fresh=fresh)
+        query = Query(job, request, asker, now_ns, deadline_ns, self.ctx.new_request(), told_ns=now_ns)
+        query = replace(query, fresh=said.begin_fresh, after=said.after, passing_over=said.passing_over)
         self.queries.append(query)
         self.ctx.tell_all(messages.ReportWanted(query.number, job))
         return query
@@ -227,7 +232,7 @@ class Collector:
         if own is not None:
             reports[self.ctx.node] = own
         last = max((report.attempt for report in reports.values()), default=0)
-        attempt = max(last, attempts_over) + 1
+        attempt = max(last, attempts_over, query.after) + 1
         reports = {node: report for node, report in reports.items() if node not in unheard}
         all_heard = not unheard and self.peers.all_heard
         if not all_heard:
@@ -267,7 +272,7 @@ class Collector:
             if layout is None or geometry is None:
                 problems.append(f"{snapshot}: no live node knows its layout")
                 continue
-            kept = kept or ((snapshot, layout) if snapshot in candidates else None)
+            kept = kept or ((snapshot, layout) if snapshot in candidates and not query.passing_over else None)
             problem = self._problem(snapshot, geometry, reports)
             if not problem:
                 if snapshot in protected:
@@ -277,11 +282,22 @@ class Collector:
                 self.heard_s[query.job] = (self.ctx.now_ns - query.started_ns) / 1e9
                 return messages.RestoreDecided(query.job, query.request, attempt, snapshot, layout)
             problems += [problem] if place >= len(doubted) else []
-        if query.fresh or not candidates:
+        if query.fresh or query.passing_over or not candidates:
             # Who can't be heard now may hold it, and another life may want it: only a newer commit takes its place.
             return messages.RestoreDecided(query.job, query.request, attempt, *(kept or (None, None)))
         problem = "; ".join(problems[: len(candidates)])[:4000]  # of the others nobody was told that they were safe
         return messages.RestoreDecided(query.job, query.request, 0, None, None, problem=problem)
+
+    def complete(self) -> bool:
+        """Whether every node of this epoch has been heard, though it may be down now."""
+        return all(peer.heartbeat is not None for peer in self.peers.table.values())
+
+    def earlier_at(self, job: str) -> int | None:
+        """The lowest live node that still serves the epoch before for a job."""
+        told = {node: peer.heartbeat.earlier for node, peer in self.peers.table.items() if peer.heartbeat is not None}
+        told[self.ctx.node] = self.ctx.earlier
+        keeping = {node for node, kept in told.items() if isinstance(kept, EarlierReport) and job in kept.jobs}
+        return min(keeping & set(self.peers.live()), default=None)
 
     def _layout_of(self, snapshot: SnapshotId, job: Job, reports: dict[int, JobReport]) -> Layout | None:
         for node, report in reports.items():

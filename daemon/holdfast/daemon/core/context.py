@@ -6,9 +6,12 @@ Covers no decision. One `Context` per node; parts append actions to it and read 
 from dataclasses import dataclass, field
 
 from holdfast.daemon.core.actions import Action, Log, ReplyClient, SendPeer
+from holdfast.daemon.core.memory import GENERATION_BITS
 from holdfast.protocol.config import ClusterConfig
+from holdfast.protocol.earlier import EarlierGiven, EarlierReport, EarlierWanted
 from holdfast.protocol.messages import DaemonMessage, PeerMessage
 from holdfast.protocol.placement import Placement
+from msgspec import UNSET, UnsetType
 
 
 @dataclass(slots=True)
@@ -31,6 +34,10 @@ class Context:
     recovery_record: str = ""  # the newest one
     dialled: set[int] = field(default_factory=set)
     down: set[int] = field(default_factory=set)  # heard once and silent now
+    earlier: EarlierReport | UnsetType = UNSET  # what this worker still keeps of the epoch before; heartbeats tell it
+    about_earlier: list[tuple[int, EarlierWanted | EarlierGiven]] = field(
+        default_factory=list
+    )  # said by nodes, not heard yet
     requests: int = 0  # questions asked so far; numbers them
     sums: int = 0  # sums asked for so far; numbers them
     actions: list[Action] = field(default_factory=list)
@@ -80,6 +87,11 @@ class Context:
             1 << 30
         )  # what they may still have under way is young
         return (life << 32) + self.sums
+
+    @property
+    def generations_from(self) -> int:
+        """The generations of memory that this epoch makes begin above it: two epochs never give one name twice."""
+        return (self.config.epoch - 1) << GENERATION_BITS
 
     @property
     def group(self) -> tuple[int, ...]:

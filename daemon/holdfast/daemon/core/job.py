@@ -55,6 +55,7 @@ class Job:
     pause_ns: int = 0  # until then nothing is committed: the collector is deciding what to restore
     paused_for: list[Pause] = field(default_factory=list)  # the questions on which it decides
     closed: bool = False
+    lean: bool = False  # an epoch before holds its snapshot in place of a slot here: one is enough until a commit
     no_memory: str = ""  # why the newest layout has less than all its slots here; empty if it has them
     touched_ns: int = 0
     protect_s: float = 0.0
@@ -184,8 +185,10 @@ class Job:
                 slot.geometry = geometry
                 continue
             if refusal := self.allocate(slot, geometry):
-                self._refuse_plans(refusal)
-                return
+                if not self.lean or all(slot.phase is Phase.ABSENT for slot in self.slots):
+                    self._refuse_plans(refusal)
+                    return
+                break
         self.no_memory = ""
         self._accept_plans()
 

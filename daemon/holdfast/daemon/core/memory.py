@@ -10,6 +10,7 @@ from typing import NamedTuple
 from holdfast.protocol.layout import Geometry
 
 ESTATE_SLOTS_FROM = 1 << 19  # "slots" from here on hold what absent nodes left, all of it in their guard
+GENERATION_BITS = 31  # of the generations that one epoch may use up; with the epoch above them they still fit a count
 READ_SLOTS_FROM = 1 << 20  # "slots" from here on are no slots of a snapshot, but memory lent to readers
 
 

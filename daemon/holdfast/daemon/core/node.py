@@ -37,10 +37,11 @@ from holdfast.protocol import limits, messages
 class Node:
     """The daemon of one node, without its hands."""
 
-    def __init__(self, ctx: Context, *, started_ns: int) -> None:
+    def __init__(self, ctx: Context, *, started_ns: int, arena: Arena | None = None) -> None:
+        """A core of one epoch. `arena`: the budget that it shares with that of another epoch in the same process."""
         ctx.now_ns = started_ns
         self.ctx = ctx
-        self.arena = Arena(ctx.budget_bytes)
+        self.arena = arena or Arena(ctx.budget_bytes)
         self.peers = Peers(ctx, started_ns)
         self.collector = Collector(ctx, self.peers)
         self.pursuits = Pursuits(ctx)
@@ -79,7 +80,7 @@ class Node:
     def start(self) -> list[Action]:
         """The first actions of a worker's life."""
         self.peers.start()
-        return self._flush()
+        return self.flush()
 
     @property
     def jobs(self) -> dict[str, JobParts]:
@@ -141,9 +142,10 @@ class Node:
                     parts.healing.done(event)
             case _:
                 self._work_done(event)
-        return self._flush()
+        return self.flush()
 
-    def _flush(self) -> list[Action]:
+    def flush(self) -> list[Action]:
+        """What was decided since the last look, in order."""
         actions, self.ctx.actions = self._ordered(), []
         for action in actions:
             self.trace.did(action)

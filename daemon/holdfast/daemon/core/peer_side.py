@@ -60,6 +60,7 @@ class PeerSide:
             return
         if event.node != self.ctx.node:
             peer = self.peers.table[event.node]
+            peer.behind = peer.behind or event.code == "epoch"
             if peer.refused == text:
                 return
             peer.refused = text
@@ -139,8 +140,8 @@ class PeerSide:
             case messages.ReportWanted(request, job):
                 self.registry.pause_commits(job, (node, request))
                 self.ctx.tell(node, self.registry.heartbeat(job, (node, request)))
-            case messages.RestoreAsked(job, request, begin_fresh):
-                self.restoring.asked(job, request, node, fresh=begin_fresh)
+            case messages.RestoreAsked():
+                self.restoring.asked(message, node)
             case messages.RestoreDecided():
                 self.restoring.decided(message, node)
             case DrillAsked(stripes, pass_on):
@@ -179,6 +180,8 @@ class PeerSide:
                 self.trace_asks.wanted(node, message)
             case TraceGiven():
                 self.trace_asks.given(message)
+            case messages.EarlierWanted() | messages.EarlierGiven():
+                self.ctx.about_earlier.append((node, message))  # heard by whoever has both epochs
             case _:
                 self._peer_job_message(node, message)
 

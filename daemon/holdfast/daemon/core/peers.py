@@ -25,6 +25,7 @@ class Peer:
     heartbeat: Heartbeat | None = None
     heartbeat_ns: int = 0
     refused: str = ""  # why it, or we, refused the other; empty if not
+    behind: bool = False  # it is of another epoch, or was when it was heard last
     restarts: int = 0
     dialled_ns: int | None = None  # since when this node talks to it
 
@@ -170,7 +171,7 @@ class Peers:
                 message,
                 self.ctx.now_ns,
             )
-            peer.refused = ""
+            peer.refused, peer.behind = "", False
         self.dial(node)
         if node in self.ctx.down and not lost_flight and not self._speaks_on(peer):
             return True, False

@@ -79,7 +79,10 @@ class Ranges:
     layouts: dict[tuple[str, SnapshotId], Layout] = field(default_factory=dict)
     tables: dict[Place, list[int | None]] = field(default_factory=dict)
     newest: dict[str, SnapshotId] = field(default_factory=dict)  # job -> the newest commit that the collector told
-    generations: int = 0
+    generations: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.generations = self.ctx.generations_from
 
     # --- what clients say ---
 

@@ -125,7 +125,10 @@ class Registry:
             if len(self.table) >= limits.JOB_COUNT_MAX:
                 self.ctx.log(f"job {name} refused: {limits.JOB_COUNT_MAX} jobs are the limit", "error")
                 return None
-            slots = [Slot(index, self.ctx.node) for index in range(self.ctx.config.slots)]
+            slots = [
+                Slot(index, self.ctx.node, generation=self.ctx.generations_from)
+                for index in range(self.ctx.config.slots)
+            ]
             job = Job(self.ctx, self.arena, name, slots, touched_ns=self.ctx.now_ns)
             rebuild = Rebuild(job, self.peers, self.pursuits)
             reprotect = Reprotect(job, self.peers, self.pursuits)

@@ -18,6 +18,7 @@ from holdfast.daemon.core.rebuild import Rebuild
 from holdfast.daemon.core.slot import COMPLETE, Phase
 from holdfast.daemon.core.views import old_views, told_views
 from holdfast.protocol import limits
+from holdfast.protocol.earlier import EarlierReport
 from holdfast.protocol.health import DrillReport
 from holdfast.protocol.ids import SnapshotId
 from holdfast.protocol.messages import Heartbeat, JobReport
@@ -70,6 +71,7 @@ def heartbeat(ctx: Context, arena: Arena, peers: Peers, reports: list[JobReport]
         recovery_record=ctx.recovery_record,
         address=ctx.config.nodes[ctx.node].address,
         views=told_views(ctx, peers),
+        earlier=ctx.earlier,
     )
 
 
@@ -95,11 +97,27 @@ def status(ctx: Context, peers: Peers, own: Heartbeat, jobs: dict[str, Job]) -> 
         "collector": ctx.name_of(peers.collector),
         "complete": not unheard,  # false: what is said of the nodes named as unheard may be better than it looks
         "unheard": [ctx.name_of(other) for other in sorted(unheard)],
+        "earlier": _earlier_row(ctx, peers, own),
         "verdict": verdict,
         "reason": reason,
         "more_losses": more_losses,
         "jobs": job_rows,
         "nodes": node_rows,
+    }
+
+
+def _earlier_row(ctx: Context, peers: Peers, own: Heartbeat) -> dict[str, Any] | None:
+    """Who still serves the epoch before, and for which jobs; None if nobody does."""
+    told = {ctx.node: own.earlier}
+    told |= {node: p.heartbeat.earlier for node, p in peers.table.items() if peers.alive(node) and p.heartbeat}
+    kept = {node: one for node, one in told.items() if isinstance(one, EarlierReport)}
+    if not kept:
+        return None
+    return {
+        "epoch": max(one.epoch for one in kept.values()),
+        "waits_for": sorted({job for one in kept.values() for job in one.jobs}),
+        "served_by": [ctx.name_of(node) for node in sorted(kept)],
+        "reserved_bytes": sum(one.reserved_bytes for one in kept.values()),
     }
 
 

@@ -236,7 +236,7 @@ class Reprotect:
             self.retry_ns = job.ctx.seconds(limits.REBUILD_RETRY_S)
             self._say(f"no memory to make up for {names}: {refusal}")
             return
-        self.generation += 1
+        self.generation = max(self.generation, job.ctx.generations_from) + 1
         memory = Memory(job.name, ESTATE_SLOTS_FROM, self.generation)
         self.building = Building(slot.snapshot, absent, slot.layout_id, memory, [None] * sizes.digest_count)
         job.ctx.log(f"job {job.name}: {names} away: making up for it, {sizes.total_bytes} bytes here")

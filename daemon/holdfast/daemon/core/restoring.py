@@ -38,15 +38,19 @@ class Restoring:
         self.asking[request] = (client, question)
         target = self.peers.collector
         if target == self.ctx.node:
-            self.asked(question.job, request, self.ctx.node, fresh=question.begin_fresh)
+            self.asked(self._asked(question, request), self.ctx.node)
         else:
-            self.ctx.tell(target, messages.RestoreAsked(question.job, request, question.begin_fresh))
+            self.ctx.tell(target, self._asked(question, request))
 
-    def asked(self, job: str, request: int, asker: int, *, fresh: bool) -> None:
+    @staticmethod
+    def _asked(question: messages.AskRestore, request: int) -> messages.RestoreAsked:
+        return messages.RestoreAsked(question.job, request, question.begin_fresh, question.after, question.passing_over)
+
+    def asked(self, said: messages.RestoreAsked, asker: int) -> None:
         """A rank of some node wants to know, and this node collects."""
-        query = self.collector.ask(job, request, asker, fresh=fresh)
+        query = self.collector.ask(said, asker)
         if query is not None:
-            self.registry.pause_commits(job, (self.ctx.node, query.number))
+            self.registry.pause_commits(said.job, (self.ctx.node, query.number))
 
     def tick(self) -> None:
         """Answer what can be answered; send on what waited for a collector."""
@@ -77,7 +81,13 @@ class Restoring:
             if decided is None:
                 continue
             self.collector.queries.remove(query)
-            decided = msgspec.structs.replace(decided, asker=query.asker, number=query.number)
+            decided = msgspec.structs.replace(
+                decided,
+                asker=query.asker,
+                number=query.number,
+                complete=self.collector.complete(),
+                earlier_at=self.collector.earlier_at(query.job),
+            )
             self.ctx.tell_all(decided)
             self.decided(decided, self.ctx.node)
 
@@ -127,6 +137,9 @@ class Restoring:
                 warning=self._repetition(decided, lives),
                 durable_dir=self.ctx.config.durable_dir or "",
                 use_older=0 < limit < lives,
+                epoch=self.ctx.config.epoch,
+                complete=decided.complete,
+                earlier_at=decided.earlier_at,
             ),
         )
 

@@ -101,6 +101,15 @@ class ArenaMemory:
             if "/" in name and name not in used:
                 self._link.drop(name)
 
+    def drop_up_to(self, generation: int) -> None:
+        """Let go all memory of generations up to this one: of an epoch that is over, whose threads have ended."""
+        for memory in [memory for memory in self._slots if memory.generation <= generation]:
+            self.free(memory)
+        for name in self._link.held:
+            parts = name.rsplit("/", 2)
+            if len(parts) == 3 and int(parts[1]) <= generation:
+                self._link.drop(name)
+
 
 def _populate(mapping: mmap.mmap, threads: int) -> None:
     with contextlib.suppress(OSError):  # a kernel without huge pages for shared memory: 4 KiB pages work as well

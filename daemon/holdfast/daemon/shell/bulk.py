@@ -21,6 +21,7 @@ from holdfast.daemon.core.protect import key_of
 from holdfast.daemon.shell import network
 from holdfast.protocol import frames, limits, messages
 from holdfast.protocol.config import ClusterConfig
+from holdfast.protocol.exit_codes import ExitCode, OperatorError
 
 if TYPE_CHECKING:
     from holdfast.daemon.shell.sealing import Sealing  # needs a package that not everybody installs
@@ -208,3 +209,22 @@ class BulkPlane:
         self._orders.put(None)
         os.eventfd_write(self._wake, 1)
         self._thread.join(timeout=5.0)
+
+
+def sealing_of(config: ClusterConfig, node: int) -> "Sealing | None":
+    """What seals chunks, None in bulk mode `digest`.
+
+    Raises:
+        OperatorError: what it needs is not installed (exit code 2).
+    """
+    if config.bulk_mode == "digest":
+        return None
+    try:
+        from holdfast.daemon.shell.sealing import Sealing  # noqa: PLC0415  # not everybody installs what it needs
+    except ImportError as error:
+        raise OperatorError(
+            ExitCode.USAGE,
+            f"security.bulk: expected the package cryptography for mode {config.bulk_mode!r}, found none ({error}). "
+            "Install it with 'pip install holdfast[sealed]', or set bulk = \"digest\" on all nodes",
+        ) from error
+    return Sealing(config, node)

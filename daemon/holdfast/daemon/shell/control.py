@@ -31,8 +31,8 @@ _AWAY_S = 3.0  # a node not heard for so long may have moved: its name is looked
 _REREAD_S = 2.0  # between two looks into the keys folder: strangers who knock cost no more than that
 
 
-class ControlPlane:
-    """Messages with peers and trainers. All methods on the loop's thread."""
+class Circle:
+    """The nodes of one epoch: who they are, and a connection of our own to each that we talk to."""
 
     def __init__(
         self,
@@ -42,7 +42,7 @@ class ControlPlane:
         context: Context,
         sealing: "Sealing | None" = None,
     ) -> None:
-        self._config, self._node, self._keys, self._context = config, node, keys, context
+        self.config, self.node, self.keys, self._context = config, node, keys, context
         network.allow_sockets(context, len(config.nodes))
         self._sealing = sealing
         self._digest = config_digest(config)
@@ -58,42 +58,26 @@ class ControlPlane:
         self._poller: Poller | None = None
         self._reread_s = 0.0  # when the keys folder may be looked into again
         self._key_attempts: dict[int, int] = {}  # node -> handshakes that failed for its key, while two are listed
-        self._zap = network.zap_socket(context) if keys else None
-        mine = config.nodes[node]
-        who = f"{mine.address} (node {mine.name})"
-        self._router, self._knocks = network.control_router(context, mine.host, mine.port, keys, who=who)
-        self._clients = network.clients_router(context)
-
-    def bind_clients(self, endpoint: str) -> None:
-        """Listen for trainers and commands."""
-        self._clients.bind(endpoint)
 
     def register(self, poller: Poller) -> None:
         """Add what is read to a poller."""
         self._poller = poller
-        for socket in [
-            self._router,
-            self._clients,
-            self._zap,
-            self._knocks,
-            *self._dealers.values(),
-            *self._monitors,
-        ]:
-            if socket is not None and socket not in poller:
+        for socket in [*self._dealers.values(), *self._monitors]:
+            if socket not in poller:
                 poller.register(socket, READABLE)
 
     def dial(self, node: int, poller: Poller) -> None:
         """Connect to a node's control socket, as soon as it is known where that is."""
         address = self.names.of(node)
-        if address != self._config.nodes[node].host:
+        if address != self.config.nodes[node].host:
             self._wanted.add(node)
         if address is None:
             self.names.look(node)
         if node in self._dealers or address is None:
             return
-        server = self._keys.of(node, self._key_attempts.get(node, 0)) if self._keys is not None else None
-        port = self._config.nodes[node].port
-        dealer, monitor = network.control_dealer(self._context, address, port, self._keys, server)
+        server = self.keys.of(node, self._key_attempts.get(node, 0)) if self.keys is not None else None
+        port = self.config.nodes[node].port
+        dealer, monitor = network.control_dealer(self._context, address, port, self.keys, server)
         self._monitors[monitor] = node
         self._dealers[node], self._dialled[node] = dealer, address
         self.register(poller)
@@ -118,9 +102,9 @@ class ControlPlane:
         try:
             frame = frames.encode_peer(
                 message,
-                cluster=self._config.cluster_name,
-                epoch=self._config.epoch,
-                node=self._node,
+                cluster=self.config.cluster_name,
+                epoch=self.config.epoch,
+                node=self.node,
                 incarnation=self.incarnation,
                 config=self._digest,
                 bulk=frames.AS_THEY_ARE if self._sealing is None else self._sealing.offer(node),
@@ -132,46 +116,40 @@ class ControlPlane:
         if dealer is not None and not network.try_send(dealer, [frame]):
             log.debug("message %s to node %d dropped: not connected", type(message).__name__, node)
 
-    def send_client(self, token: bytes, message: messages.DaemonMessage) -> None:
-        """Send to a trainer or command; dropped if it is gone."""
-        try:
-            frame = frames.encode(message)
-        except ValueError as error:  # as above
-            log.error("a message to a client is not sent: %s", error)
-            return
-        if not network.send_or_gone(self._clients, [token, frame]):
-            log.debug("message %s to a client dropped", type(message).__name__)
-
-    def receive(self, clients: dict[bytes, int], ready: Container[object]) -> list[events.Event]:
-        """Take what has come on the sockets in `ready`, bounded per turn. `clients`: token -> number."""
+    def receive(self, ready: Container[object]) -> list[events.Event]:
+        """What those whom we dialled say against us."""
         found: list[events.Event] = []
-        if self._zap is not None and self._zap in ready:
-            self._answer_zap(self._zap, found)
-        for frame_parts in network.drain_frames(self._router) if self._router in ready else ():
-            self._from_peer(frame_parts, found)
-        for parts in network.drain(self._clients) if self._clients in ready else ():
-            client = clients.get(parts[0])
-            if client is not None and len(parts) == 2:
-                try:
-                    found.append(events.ClientSaid(client, frames.decode_client(parts[1])))
-                except frames.FrameRefusedError as refusal:
-                    denied = messages.Denied(
-                        "",
-                        "",
-                        ExitCode.USAGE,
-                        f"message refused: {refusal}"[: limits.TEXT_CHARS_MAX],
-                    )
-                    self.send_client(parts[0], denied)
         for node, dealer in self._dealers.items():
             for parts in network.drain(dealer) if dealer in ready else ():
                 self._refused_by_peer(node, parts, found)
-        while self._knocks in ready and network.next_change(self._knocks) is not None:
-            text = "handshake: a connection failed its handshake: no ZeroMQ, or a key that is not listed on both sides"
-            found.append(events.PeerRefused(None, "key", text, by_us=True))
         for monitor, node in list(self._monitors.items()):
             while monitor in ready and node in self._dealers and (change := network.next_change(monitor)) is not None:
                 self._connection_changed(node, monitor, change, found)
         return found
+
+    def hear(self, envelope: frames.Envelope, frame: Frame) -> events.PeerSaid:
+        """What a node of this epoch says. Raises FrameRefusedError."""
+        message = frames.check_peer(
+            envelope,
+            cluster=self.config.cluster_name,
+            epoch=self.config.epoch,
+            config=self._digest,
+            bulk_mode=self.config.bulk_mode,
+        )
+        self._check_sender(envelope.node, frame)
+        if self._sealing is not None and self.takes(envelope.node, envelope.incarnation):
+            self._sealing.heard(envelope.node, envelope.incarnation, envelope.bulk)
+        self._heard_s[envelope.node] = time.monotonic()
+        return events.PeerSaid(envelope.node, envelope.incarnation, message)
+
+    def holder(self, key: bytes) -> str | None:
+        """The name of the node whose public key this is; the keys folder is looked into again for one not known."""
+        if self.keys is None:
+            return None
+        if key not in self.keys.nodes:
+            self._reread_keys()
+        node = self.keys.nodes.get(key)
+        return None if node is None else self.config.nodes[node].name
 
     def _connection_changed(self, node: int, monitor: Socket, change: Change, found: list[events.Event]) -> None:
         match change:
@@ -188,16 +166,16 @@ class ControlPlane:
         if change is not Change.NOT_LISTED:
             text = "its CURVE handshake failed: expected the key that we list for it, or it uses no keys"
             self._reread_keys()
-            if self._keys and self._keys.several(node):
+            if self.keys and self.keys.several(node):
                 self._key_attempts[node] = self._key_attempts.get(node, 0) + 1
                 self._hang_up(node, monitor)
         found.append(events.PeerRefused(node, "key", f"{text}; compare the keys folders of both", by_us=False))
 
     def _reread_keys(self) -> None:
         """Somebody and we do not know each other's keys: perhaps a key was replaced meanwhile."""
-        if self._keys is not None and time.monotonic() >= self._reread_s:
+        if self.keys is not None and time.monotonic() >= self._reread_s:
             self._reread_s = time.monotonic() + _REREAD_S
-            self._keys = reread(self._keys, self._config)
+            self.keys = reread(self.keys, self.config)
 
     def _hang_up(self, node: int, monitor: Socket) -> None:
         """Close the connection to a node, to dial it with another key, or elsewhere, at the next tick."""
@@ -210,44 +188,14 @@ class ControlPlane:
                 self._poller.unregister(socket)
             socket.close(0)
 
-    def _from_peer(self, parts: list[Frame], found: list[events.Event]) -> None:
-        identity, body = parts[0].bytes, parts[1:]
-        try:
-            if len(body) != 1:
-                raise frames.FrameRefusedError("malformed", f"expected 1 frame, found {len(body)}")
-            envelope, message = frames.decode_peer(
-                body[0].bytes,
-                cluster=self._config.cluster_name,
-                epoch=self._config.epoch,
-                config=self._digest,
-                bulk_mode=self._config.bulk_mode,
-            )
-            self._check_sender(envelope.node, body[0])
-            if self._sealing is not None and self.takes(envelope.node, envelope.incarnation):
-                self._sealing.heard(envelope.node, envelope.incarnation, envelope.bulk)
-        except frames.FrameRefusedError as refusal:
-            found.append(events.PeerRefused(None, refusal.code, f"{refusal}", by_us=True))
-            self._refuse(identity, refusal)
-            return
-        self._heard_s[envelope.node] = time.monotonic()
-        found.append(events.PeerSaid(envelope.node, envelope.incarnation, message))
-
     def _check_sender(self, node: int, frame: Frame) -> None:
         """A frame must come from another node of this cluster, and under that node's own key."""
-        if node >= len(self._config.nodes) or node == self._node:
+        if node >= len(self.config.nodes) or node == self.node:
             raise frames.FrameRefusedError("node", f"node index {node} is not another node of this cluster")
-        if self._keys is not None:
-            holder = network.key_user(frame)  # what `_answer_zap` said
-            if holder != str(node):
-                raise frames.FrameRefusedError("key", f"expected the key of node {node}, found that of node {holder}")
-
-    def _refuse(self, identity: bytes, refusal: frames.FrameRefusedError) -> None:
-        name = self._config.nodes[self._node].name
-        text = f"node {name} of cluster {self._config.cluster_name!r}: {refusal.text}"[: limits.TEXT_CHARS_MAX]
-        answer = messages.Refused(code=refusal.code, text=text)  # type: ignore[arg-type]  # frames uses the same codes
-        frame = frames.encode(answer)
-        if not network.send_or_gone(self._router, [identity, frame]):
-            log.debug("refusal not delivered")
+        if self.keys is not None:
+            holder, name = network.key_user(frame), self.config.nodes[node].name
+            if holder != name:
+                raise frames.FrameRefusedError("key", f"expected the key of node {name}, found that of node {holder}")
 
     def _refused_by_peer(self, node: int, parts: list[bytes], found: list[events.Event]) -> None:
         try:
@@ -256,28 +204,114 @@ class ControlPlane:
             return
         found.append(events.PeerRefused(node, refusal.code, refusal.text, by_us=False, incarnation=refusal.incarnation))
 
-    def _answer_zap(self, zap: Socket, found: list[events.Event]) -> None:
-        def node_of(key: bytes) -> str | None:
-            assert self._keys is not None
-            if key not in self._keys.nodes:
-                self._reread_keys()
-            node = self._keys.nodes.get(key)
-            return None if node is None else str(node)
+    def close(self) -> None:
+        """Hang up everywhere."""
+        for monitor, node in list(self._monitors.items()):
+            self._hang_up(node, monitor)
+
+
+Heard = tuple[Circle | None, events.Event]  # which epoch it is about; None: that in force, or all
+
+
+class ControlPlane:
+    """Messages with peers and trainers: one port for all epochs. All methods on the loop's thread."""
+
+    def __init__(self, circle: Circle, context: Context) -> None:
+        """Listen as a node of the epoch in force."""
+        self.circle, self.circles = circle, [circle]
+        network.allow_sockets(context, len(circle.config.nodes))
+        self._zap = network.zap_socket(context) if circle.keys else None
+        mine = circle.config.nodes[circle.node]
+        who = f"{mine.address} (node {mine.name})"
+        self._router, self._knocks = network.control_router(context, mine.host, mine.port, circle.keys, who=who)
+        self._clients = network.clients_router(context)
+
+    def bind_clients(self, endpoint: str) -> None:
+        """Listen for trainers and commands."""
+        self._clients.bind(endpoint)
+
+    def register(self, poller: Poller) -> None:
+        """Add what is read to a poller."""
+        for socket in [self._router, self._clients, self._zap, self._knocks]:
+            if socket is not None and socket not in poller:
+                poller.register(socket, READABLE)
+        for circle in self.circles:
+            circle.register(poller)
+
+    def leave(self, circle: Circle) -> None:
+        """An epoch is over: frames that name it are refused from now on."""
+        self.circles.remove(circle)
+        circle.close()
+
+    def send_client(self, token: bytes, message: messages.DaemonMessage) -> None:
+        """Send to a trainer or command; dropped if it is gone."""
+        try:
+            frame = frames.encode(message)
+        except ValueError as error:  # as in `send_peer`
+            log.error("a message to a client is not sent: %s", error)
+            return
+        if not network.send_or_gone(self._clients, [token, frame]):
+            log.debug("message %s to a client dropped", type(message).__name__)
+
+    def receive(self, clients: dict[bytes, int], ready: Container[object]) -> list[Heard]:
+        """Take what has come on the sockets in `ready`, bounded per turn. `clients`: token -> number."""
+        found: list[Heard] = []
+        if self._zap is not None and self._zap in ready:
+            self._answer_zap(self._zap, found)
+        for frame_parts in network.drain_frames(self._router) if self._router in ready else ():
+            self._from_peer(frame_parts, found)
+        for parts in network.drain(self._clients) if self._clients in ready else ():
+            client = clients.get(parts[0])
+            if client is not None and len(parts) == 2:
+                try:
+                    found.append((None, events.ClientSaid(client, frames.decode_client(parts[1]))))
+                except frames.FrameRefusedError as refusal:
+                    text = f"message refused: {refusal}"[: limits.TEXT_CHARS_MAX]
+                    self.send_client(parts[0], messages.Denied("", "", ExitCode.USAGE, text))
+        while self._knocks in ready and network.next_change(self._knocks) is not None:
+            text = "handshake: a connection failed its handshake: no ZeroMQ, or a key that is not listed on both sides"
+            found.append((None, events.PeerRefused(None, "key", text, by_us=True)))
+        for circle in self.circles:
+            found += [(circle, event) for event in circle.receive(ready)]
+        return found
+
+    def _from_peer(self, parts: list[Frame], found: list[Heard]) -> None:
+        identity, body = parts[0].bytes, parts[1:]
+        try:
+            if len(body) != 1:
+                raise frames.FrameRefusedError("malformed", f"expected 1 frame, found {len(body)}")
+            envelope = frames.decode_envelope(body[0].bytes)
+            circle = next((one for one in self.circles if one.config.epoch == envelope.epoch), self.circle)
+            found.append((circle, circle.hear(envelope, body[0])))
+        except frames.FrameRefusedError as refusal:
+            found.append((None, events.PeerRefused(None, refusal.code, f"{refusal}", by_us=True)))
+            self._refuse(identity, refusal)
+
+    def _refuse(self, identity: bytes, refusal: frames.FrameRefusedError) -> None:
+        config = self.circle.config
+        name = config.nodes[self.circle.node].name
+        text = f"node {name} of cluster {config.cluster_name!r}: {refusal.text}"[: limits.TEXT_CHARS_MAX]
+        answer = messages.Refused(code=refusal.code, text=text)  # type: ignore[arg-type]  # frames uses the same codes
+        frame = frames.encode(answer)
+        if not network.send_or_gone(self._router, [identity, frame]):
+            log.debug("refusal not delivered")
+
+    def _answer_zap(self, zap: Socket, found: list[Heard]) -> None:
+        def holder_of(key: bytes) -> str | None:
+            return next((name for one in self.circles if (name := one.holder(key)) is not None), None)
 
         def refused(key: str, address: str) -> None:
-            text = f"key: {key!r}, from {address}, is not in {self._config.keys_dir}"
-            found.append(events.PeerRefused(None, "key", text, by_us=True))
+            text = f"key: {key!r}, from {address}, is not in {self.circle.config.keys_dir}"
+            found.append((None, events.PeerRefused(None, "key", text, by_us=True)))
 
-        network.answer_zap(zap, node_of, refused)
+        network.answer_zap(zap, holder_of, refused)
 
     def close(self) -> None:
         """Close every socket."""
-        for monitor in (self._knocks, *self._monitors):
-            monitor.close(0)
+        self._knocks.close(0)
         self._router.disable_monitor()
-        for dealer in self._dealers.values():
-            dealer.disable_monitor()
-            dealer.close(0)
+        for circle in self.circles:
+            circle.close()
         for socket in (self._router, self._clients, self._zap):
             if socket is not None:
                 socket.close(0)

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from holdfast.protocol import frames, limits, messages
 from holdfast.protocol.exit_codes import ExitCode, OperatorError
+from msgspec import structs
 
 log = logging.getLogger(__name__)
 
@@ -117,15 +118,7 @@ class Door:
             return None
         arrived = Arrived(self._next, connection, secrets.token_hex(16).encode(), pid)
         self._next += 1
-        told = messages.Welcome(
-            protocol=welcome.protocol,
-            cluster=welcome.cluster,
-            epoch=welcome.epoch,
-            node=welcome.node,
-            node_name=welcome.node_name,
-            token=arrived.token.decode(),
-            endpoint=welcome.endpoint,
-        )
+        told = structs.replace(welcome, token=arrived.token.decode())
         try:
             connection.send(frames.encode(told))
         except OSError:

@@ -99,6 +99,14 @@ class KeeperLink:
                 os.close(descriptor)
                 self._say(f"drop {name}", [])
 
+    def rename(self, name: str, new_name: str) -> None:
+        """Hold what is held under one name under another one, which is free."""
+        with self._lock:
+            descriptor = self._held.pop(name)
+            self._held[new_name] = descriptor
+            self._say(f"hold {new_name}", [descriptor])
+            self._say(f"drop {name}", [])
+
     def say_ended(self, exit_code: int) -> None:
         """Tell the keeper that this worker stops on purpose: one that it adopted leaves it no exit code."""
         with self._lock:
@@ -153,13 +161,19 @@ class LedgerMemory:
 
     NAME = "ledger"
 
-    def __init__(self, link: KeeperLink) -> None:
-        descriptor = link.held.get(self.NAME)
+    def __init__(self, link: KeeperLink, name: str = NAME) -> None:
+        self.name = name
+        descriptor = link.held.get(name)
         if descriptor is None:
             descriptor = make_sealed("holdfast-ledger", 2 * _COPY_BYTES)
-            link.hold(self.NAME, descriptor)
+            link.hold(name, descriptor)
         self._map = mmap.mmap(descriptor, 2 * _COPY_BYTES)
         self._sequence = max((sequence for sequence, _ in self._copies()), default=0)
+
+    def rename(self, link: KeeperLink, name: str) -> None:
+        """Have it held under another name."""
+        link.rename(self.name, name)
+        self.name = name
 
     def _copies(self) -> list[tuple[int, bytes]]:
         found = []
