@@ -4,6 +4,7 @@ Covers making them and carrying out the actions that are about one epoch. What b
 memory, clients, the port, files of records, and the log.
 """
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ from holdfast.daemon.shell.taking_up import Place
 from holdfast.protocol import limits, messages
 from holdfast.protocol.config import config_digest
 from holdfast.protocol.layout import Geometry, Layout
+
+log = logging.getLogger("holdfast")
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,12 +98,13 @@ class Hands:
         )
         self.node = Node(self.context, started_ns=now_ns, arena=shared.budget)
         self.circle.takes = self.node.peers.takes
-        self.held_count = 0 if place.record is None else self._resume(place.record)
+        if place.record is not None:
+            self._resume(place.record)
 
     def _put(self, event: events.Event) -> None:
         self.shared.put(self.epoch, event)
 
-    def _resume(self, record: LedgerRecord) -> int:
+    def _resume(self, record: LedgerRecord) -> None:
         arena, tables = self.shared.arena, dict[Memory, list[int]]()
         for memory, sizes in held_pieces(record, self._geometry).items():
             if arena.is_held(memory, sizes):
@@ -109,7 +113,8 @@ class Hands:
                 assert mapped is not None
                 tables[memory] = [int(digest) for digest in mapped.digests]
         self.node.resume(record, tables)
-        return len(tables)
+        session, count = self.context.worker_session, len(tables)
+        log.info("worker session %d takes up %d pieces of memory of epoch %d", session, count, self.epoch)
 
     def _geometry(self, layout: Layout) -> Geometry:
         return Geometry(

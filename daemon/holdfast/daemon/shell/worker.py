@@ -132,11 +132,9 @@ class Worker:
                 self.poller.register(descriptor, READABLE)
         self._perform(self.epochs.start())
         for one in self.hands:
-            log.info("node %s ready on %s, epoch %d, control %s, bulk port %d, bulk mode %s, engine %s, incarnation "
-                     "%d; %d pieces of memory taken up in worker session %d",
+            log.info("node %s ready on %s, epoch %d, control %s, bulk port %d, bulk mode %s, engine %s, incarnation %d",
                      self.name, self.door.path, one.epoch, one.config.nodes[one.context.node].address, one.bulk.port,
-                     one.config.bulk_mode, one.context.engine, one.context.incarnation, one.held_count,
-                     one.context.worker_session)  # fmt: skip
+                     one.config.bulk_mode, one.context.engine, one.context.incarnation)  # fmt: skip
         self.link.say_ready(grace_s=self.config.durable_grace_s if self.config.durable_dir else 0)
         next_tick_ns = 0
         while self._goes_on():
