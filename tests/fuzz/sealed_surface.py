@@ -27,8 +27,8 @@ class Sealed(Surface):
     def _renew(self) -> None:
         self.sender, self.hearer = Sealing(CONFIG, 0), Sealing(CONFIG, 1)
         for _ in range(2):
-            self.hearer.heard(0, 1, self.sender.offer(1))
-            self.sender.heard(1, 1, self.hearer.offer(0))
+            self.hearer.heard(0, self.sender.offer(1))
+            self.sender.heard(1, self.hearer.offer(0))
 
     def make(self) -> bytes:
         first, second = self.sender.seal(1, b"a header of a chunk", self.draw.randbytes(64))

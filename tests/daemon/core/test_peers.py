@@ -6,6 +6,7 @@ And who is a node, where two machines claim to be.
 import pytest
 from holdfast.daemon.core import actions, events
 from holdfast.daemon.core.node import Node
+from holdfast.daemon.core.peer_side import PeerSide
 from holdfast.protocol import limits, messages
 from sim.cluster import Cluster, ClusterShape
 from sim.machine import Worker
@@ -119,6 +120,21 @@ def test_a_node_that_is_alive_is_not_replaced(restarts: bool) -> None:
     assert f"has to wait until {known}" in refusal(scene.rival_speaks())
     assert scene.node().peers.alive(2)
     assert scene.node().peers.table[2].incarnation == known
+
+
+def test_a_node_that_begins_and_hears_the_rival_first_believes_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PeerSide, "_holds_anything", lambda _: True)  # so the present one keeps its number
+    scene = Scene()
+    known = scene.cluster.machines[2].incarnation
+    scene.cluster.machines[0].lose()
+    scene.wait(LATE_S)
+    scene.cluster.machines[0].boot()
+    assert not refusal(scene.rival_speaks())
+    assert scene.node().peers.table[2].incarnation > known
+    peer = scene.node().peers.table[2]
+    assert scene.world.run_until(lambda: peer.incarnation == known, deadline_s=scene.world.now_s + LATE_S)
+    assert scene.node().peers.alive(2)
+    assert refusal(scene.rival_speaks())
 
 
 def test_a_node_that_is_silent_is_replaced_and_is_refused_from_then_on() -> None:

@@ -105,7 +105,7 @@ def sides(mode: str) -> Iterator[tuple[Side, Side]]:
         for _ in range(2):
             for me, other in ((a, b), (b, a)):
                 if me.sealing is not None and other.sealing is not None:
-                    me.sealing.heard(other.node, 1, other.sealing.offer(me.node))
+                    me.sealing.heard(other.node, other.sealing.offer(me.node))
         a.plane.peer_port(1, b.plane.port)
         b.plane.peer_port(0, a.plane.port)
         yield a, b
@@ -152,8 +152,8 @@ def test_nothing_is_sealed_for_a_peer_that_has_not_said_its_key() -> None:
     try:
         a.plane.peer_port(1, b.plane.port)
         payload = a.send(1, 3)
-        b.sealing.heard(0, 1, a.sealing.offer(1))
-        a.sealing.heard(1, 1, b.sealing.offer(0))
+        b.sealing.heard(0, a.sealing.offer(1))
+        a.sealing.heard(1, b.sealing.offer(0))
         assert b.arrived() == (header(0, 3), payload)
     finally:
         a.close()
@@ -237,7 +237,7 @@ def test_chunks_as_they_are_and_those_of_strangers_get_nothing(sealed: tuple[Sid
     plain = [frames.encode(header(0, 1)), bytes(CHUNK_BYTES)]
     stranger = Sealing(CONFIG, 0)
     assert b.sealing is not None
-    stranger.heard(1, 1, frames.BulkOffer("sealed", b.sealing.public, stranger.public))
+    stranger.heard(1, frames.BulkOffer("sealed", b.sealing.public, stranger.public))
     for parts, code in (
         (plain, "malformed"),
         ([plain[0], bytes(CHUNK_BYTES + TAG_BYTES)], "malformed"),
@@ -268,10 +268,10 @@ def test_a_restarted_peer_is_sealed_for_anew(sealed: tuple[Side, Side, Middle]) 
     assert successor.sealing is not None
     try:
         a.plane.peer_port(1, successor.plane.port)
-        a.sealing.heard(1, 1, successor.sealing.offer(0))
+        a.sealing.heard(1, successor.sealing.offer(0))
         payload = a.send(1, 9)
-        successor.sealing.heard(0, 1, a.sealing.offer(1))
-        a.sealing.heard(1, 1, successor.sealing.offer(0))
+        successor.sealing.heard(0, a.sealing.offer(1))
+        a.sealing.heard(1, successor.sealing.offer(0))
         assert successor.arrived() == (header(0, 9), payload)
     finally:
         successor.close()

@@ -25,7 +25,7 @@ def introduce(*pairs: tuple[int, Sealing]) -> None:
         for me, mine in pairs:
             for other, theirs in pairs:
                 if other != me:
-                    theirs.heard(me, 1, mine.offer(other))
+                    theirs.heard(me, mine.offer(other))
 
 
 def pair(config: ClusterConfig = CONFIG) -> tuple[Sealing, Sealing]:
@@ -57,12 +57,12 @@ def test_what_one_seals_the_other_reads_and_nobody_sees_it_on_the_way() -> None:
 
 def test_it_waits_until_the_other_says_that_it_has_the_key() -> None:
     a, b = Sealing(CONFIG, 0), Sealing(CONFIG, 1)
-    a.heard(1, 1, b.offer(0))  # b has not heard a yet
+    a.heard(1, b.offer(0))  # b has not heard a yet
     assert not a.is_ready(1)
-    b.heard(0, 1, a.offer(1))
-    a.heard(1, 1, b.offer(0))
+    b.heard(0, a.offer(1))
+    a.heard(1, b.offer(0))
     assert a.is_ready(1)
-    a.heard(1, 1, Sealing(CONFIG, 1).offer(0))  # another worker of b's: it begins anew
+    a.heard(1, Sealing(CONFIG, 1).offer(0))  # another worker of b's: it begins anew
     assert not a.is_ready(1)
     assert not a.is_ready(2)
 
@@ -83,13 +83,13 @@ def test_a_peers_key_that_comes_and_goes_brings_no_count_back() -> None:
     first = a.seal(1, b"header", PAYLOAD)
     read(b, first)
     late, again = Sealing(CONFIG, 1), b.offer(0)
-    a.heard(1, 1, late.offer(0))
-    a.heard(1, 1, again)
+    a.heard(1, late.offer(0))
+    a.heard(1, again)
     second = a.seal(1, b"header", PAYLOAD)
     assert second != first
     old_offer = a.offer(1)
-    b.heard(0, 1, Sealing(CONFIG, 0).offer(1))
-    b.heard(0, 1, old_offer)
+    b.heard(0, Sealing(CONFIG, 0).offer(1))
+    b.heard(0, old_offer)
     assert refusal(b, first).code == "replayed"
     assert read(b, second) == (0, b"header", PAYLOAD)
 
@@ -97,15 +97,8 @@ def test_a_peers_key_that_comes_and_goes_brings_no_count_back() -> None:
 def test_lives_kept_are_bounded() -> None:
     a, _ = pair()
     for _ in range(20):
-        a.heard(1, 1, Sealing(CONFIG, 1).offer(0))
+        a.heard(1, Sealing(CONFIG, 1).offer(0))
     assert len(a._agreed[1]) == limits.SEALED_LIVES_KEPT
-
-
-def test_an_earlier_holder_of_the_slot_changes_nothing() -> None:
-    a, b = pair()
-    a.heard(1, 5, b.offer(0))
-    a.heard(1, 4, Sealing(CONFIG, 1).offer(0))
-    assert read(b, a.seal(1, b"header", PAYLOAD))
 
 
 def test_a_replayed_chunk_is_refused() -> None:
@@ -168,11 +161,11 @@ def test_a_header_buys_one_try() -> None:
 def test_strangers_are_refused_by_name() -> None:
     a, b = pair()
     nobody = Sealing(CONFIG, 2)
-    nobody.heard(1, 1, BulkOffer("sealed", b.public, nobody.public))  # it claims to be heard; b never heard of it
+    nobody.heard(1, BulkOffer("sealed", b.public, nobody.public))  # it claims to be heard; b never heard of it
     unheard = refusal(b, nobody.seal(1, b"header", PAYLOAD))
     assert (unheard.code, unheard.text) == ("key", "no key is agreed with node c: a stranger, or too early")
     impostor = Sealing(CONFIG, 0)  # another key under a node's number
-    impostor.heard(1, 1, BulkOffer("sealed", b.public, impostor.public))
+    impostor.heard(1, BulkOffer("sealed", b.public, impostor.public))
     assert "found that of nobody" in refusal(b, impostor.seal(1, b"header", PAYLOAD)).text
     frames = a.seal(1, b"header", PAYLOAD)
     beyond = frames[0][:1] + (77).to_bytes(2, "big") + frames[0][3:]
@@ -183,7 +176,7 @@ def test_strangers_are_refused_by_name() -> None:
 def test_an_earlier_life_is_told_from_a_stranger() -> None:
     a, b = pair()
     frames = a.seal(1, b"header", PAYLOAD)
-    b.heard(0, 1, Sealing(CONFIG, 0).offer(1))
+    b.heard(0, Sealing(CONFIG, 0).offer(1))
     assert "found that of one of its earlier lives" in refusal(b, frames).text
 
 
@@ -215,7 +208,7 @@ def test_a_key_serves_so_many_chunks_and_no_more(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("key", [b"", b"short", bytes(32)], ids=["none", "short", "zero"])
 def test_a_key_that_is_none_is_refused(key: bytes) -> None:
     with pytest.raises(FrameRefusedError, match="the key of node 1 that seals chunks is none"):
-        Sealing(CONFIG, 0).heard(1, 1, BulkOffer("sealed", key))
+        Sealing(CONFIG, 0).heard(1, BulkOffer("sealed", key))
 
 
 def test_without_its_package_sealing_is_refused_and_digests_are_not(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,6 +82,8 @@ class Collector:
         for facts in self.facts.values():
             for nodes in facts.values():
                 nodes.discard(node)
+        open_ones = {(query.job, query.asker) for query in self.queries}
+        self.newest = {key: value for key, value in self.newest.items() if key[1] != node or key in open_ones}
 
     def consider(self, job: Job) -> None:
         """Commit what all participants have protected."""

@@ -100,7 +100,7 @@ class PeerSide:
             if not isinstance(message, messages.Refused):  # two that refuse each other would never stop
                 self._refuse(event.node, "superseded", text, incarnation=known)
             return
-        if 0 < known < event.incarnation:
+        if known not in {0, event.incarnation}:
             self.collector.reborn(event.node)
         if lost_flight:
             self.flight_lost(event.node, restarted=True)

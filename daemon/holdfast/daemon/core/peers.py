@@ -134,12 +134,23 @@ class Peers:
 
         A lower one than the one known is an old holder of the slot coming back. A higher one is a replacement, and the
         slot is free for it once the present holder is silent: of two machines that live, the one that is counted on
-        keeps its place, since what it holds would be lost with it.
+        keeps its place, since what it holds would be lost with it. Whichever it is, what all others who hear the node
+        call it by counts for more than what this node, which may just have begun, has heard first.
         """
         peer = self.table[node]
-        if incarnation <= peer.incarnation or peer.incarnation == 0:
-            return incarnation >= peer.incarnation
+        if peer.incarnation in {incarnation, 0}:
+            return True
+        if self._called_by_others(node) == {incarnation}:
+            return True
+        if incarnation < peer.incarnation:
+            return False
         return not self.alive(node) and (node in self.ctx.down or self._heard_for_long)
+
+    def _called_by_others(self, node: int) -> set[int]:
+        """The incarnations under which other live nodes now hear a node."""
+        beats = [peer.heartbeat for peer in self.table.values() if peer.heartbeat and self.alive(peer.node)]
+        told = [view for beat in beats for view in beat.views if view.node == node]
+        return {view.incarnation for view in told if view.alive}
 
     @property
     def _heard_for_long(self) -> bool:
@@ -156,7 +167,7 @@ class Peers:
         if not self.takes(node, incarnation):
             return False, False
         was_alive = peer.heard_ns is not None
-        reborn = incarnation > peer.incarnation
+        reborn = incarnation != peer.incarnation
         lost_flight = reborn and peer.incarnation != 0
         if reborn:
             peer.incarnation, peer.heartbeat, peer.worker_session = incarnation, None, 0

@@ -138,7 +138,7 @@ class Circle:
         )
         self._check_sender(envelope.node, frame)
         if self._sealing is not None and self.takes(envelope.node, envelope.incarnation):
-            self._sealing.heard(envelope.node, envelope.incarnation, envelope.bulk)
+            self._sealing.heard(envelope.node, envelope.bulk)
         self._heard_s[envelope.node] = time.monotonic()
         return events.PeerSaid(envelope.node, envelope.incarnation, message)
 

@@ -110,7 +110,6 @@ class Sealing:
         self._private = X25519PrivateKey.generate()
         self.public = self._private.public_key().public_bytes_raw()
         self._agreed: dict[int, tuple[Agreed, ...]] = {}  # the life in force first
-        self._incarnations: dict[int, int] = {}  # the highest heard
         self._counts = itertools.count(1)
 
     # --- agreeing, on the loop's thread ---
@@ -120,15 +119,12 @@ class Sealing:
         known = self._agreed.get(node)
         return BulkOffer("sealed", self.public, known[0].public if known else b"")
 
-    def heard(self, node: int, incarnation: int, offer: BulkOffer) -> None:
-        """What a checked message from a node says of sealing; an earlier holder of its slot says it in vain.
+    def heard(self, node: int, offer: BulkOffer) -> None:
+        """What a checked message says of sealing, from whom the core takes for the node.
 
         Raises:
             FrameRefusedError: its key is none.
         """
-        if incarnation < self._incarnations.get(node, 0):
-            return
-        self._incarnations[node] = incarnation
         lives = self._agreed.get(node, ())
         if not lives or lives[0].public != offer.key:
             life = next((life for life in lives if life.public == offer.key), None) or self._agree(node, offer.key)
