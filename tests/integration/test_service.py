@@ -151,9 +151,9 @@ def test_forgotten_memory_leaves_the_store_as_well(make_cluster: MakeCluster) ->
 
         def only_the_ledger() -> bool:
             manager.catch_up()
-            return set(manager.stored) == {"ledger"}
+            return set(manager.stored) == {"ledger", "config-1"}
 
-        until(only_the_ledger, "nothing but the ledger is stored")
+        until(only_the_ledger, "nothing but the ledger and the config is stored")
         assert manager.end(signal.SIGTERM) == 0
 
 
