@@ -382,7 +382,7 @@ CAUGHT_BY: tuple[tuple[Mutation, str, int], ...] = (
     (deny_what_was_stated, "crashes", 1),
     (count_a_duplicate_twice, "everything", 0),
     (seal_without_one_role, "losses", 1),
-    (accept_an_old_epoch, "few", 1),
+    (accept_an_old_epoch, "few", 3),
     (write_the_ledger_last, "few", 3),
     (accept_an_old_incarnation, "strays", 0),
     (replace_a_live_node, "few", 10000126),
