@@ -65,7 +65,7 @@ def _is_recoverable(name: str, truth: Truth) -> bool:
             node
             for node in range(len(truth.machines))
             if geometry.data_bytes(node) + geometry.parity_bytes(node)
-            and (truth.machines[node].worker is None or node not in truth.stated_now.get((name, snapshot), set()))
+            and (truth.machines[node].worker is None or not truth.holds(node, name, snapshot))
         }
         books, key = truth.estates, (name, snapshot)
         if all(books.more_losses(key, group, lost & set(group)) >= 0 for group in geometry.placement.groups):

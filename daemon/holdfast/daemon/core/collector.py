@@ -263,18 +263,21 @@ class Collector:
         """The first that can be had."""
         doubted, candidates, protected = choices
         problems: list[str] = []  # one of each that is refused, in this order
+        doubt = ""  # why what may be committed can't be had
         kept: tuple[SnapshotId, Layout] | None = None
         for place, snapshot in enumerate((*doubted, *candidates, *protected)):
             layout = self._layout_of(snapshot, job, reports)
             if layout is None and self.ctx.now_ns < query.deadline_ns:
                 return None
             geometry = job.geometry(job.learn_layout(layout)) if layout is not None else None
-            if place < len(doubted) and not _held_by_all(snapshot, geometry, reports):
+            is_doubted = place < len(doubted)
+            if is_doubted and not _held_by_all(snapshot, geometry, reports):
                 continue  # one that is heard has not stated its fact
             if layout is None or geometry is None:
                 problems.append(f"{snapshot}: no live node knows its layout")
                 continue
-            kept = kept or ((snapshot, layout) if snapshot in candidates and not query.passing_over else None)
+            if not query.passing_over and (is_doubted or snapshot in candidates):
+                kept = kept or (snapshot, layout)
             problem = self._problem(snapshot, geometry, reports)
             if not problem:
                 if snapshot in protected:
@@ -283,11 +286,15 @@ class Collector:
                 self.refused[query.job] = tuple(problems)
                 self.heard_s[query.job] = (self.ctx.now_ns - query.started_ns) / 1e9
                 return messages.RestoreDecided(query.job, query.request, attempt, snapshot, layout)
-            problems += [problem] if place >= len(doubted) else []
-        if query.fresh or query.passing_over or not candidates:
+            if is_doubted:
+                doubt = doubt or f"{problem}; who is silent may know it to be committed"
+            else:
+                problems.append(problem)
+        if query.fresh or query.passing_over or not (candidates or doubt):
             # Who can't be heard now may hold it, and another life may want it: only a newer commit takes its place.
             return messages.RestoreDecided(query.job, query.request, attempt, *(kept or (None, None)))
-        problem = "; ".join(problems[: len(candidates)])[:4000]  # of the others nobody was told that they were safe
+        told = problems[: len(candidates)] or [doubt]  # of the others nobody was told that they were safe
+        problem = "; ".join(told)[:4000]
         return messages.RestoreDecided(query.job, query.request, 0, None, None, problem=problem)
 
     def complete(self) -> bool:
