@@ -11,8 +11,9 @@ READY   = $(VENV)/.ready
 demo: $(READY)
 	$(BIN)/holdfast demo
 
+# Most tests wait for real processes, so three run at once; each file's tests stay together.
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile
 
 # A real Slurm on this machine, four minutes. As root, with Debian's slurm-wlm and munge installed.
 slurm-test: $(READY)

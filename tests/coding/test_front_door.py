@@ -16,6 +16,7 @@ def test_the_list_of_public_names_is_a_promise() -> None:
         "FINGERPRINT_BYTES",
         "MAX_CODE_LENGTH",
         "NotEnoughShardsError",
+        "RunningDigest",
         "chunk_digest",
         "decode_matrix",
         "engine_names",

@@ -50,7 +50,7 @@ class Sealed(Surface):
         with timed(self):
             try:
                 if self.draw.random() < 0.1:  # a peer of whom nothing was heard tells a key
-                    self.hearer.heard(2, self.draw.randrange(9), BulkOffer("sealed", first[:32], second[:32]))
+                    self.hearer.heard(2, BulkOffer("sealed", first[:32], second[:32]))
                 self.hearer.open_second(self.hearer.open_first(first), second)
             except FrameRefusedError as refusal:
                 return refusal.code

@@ -37,6 +37,8 @@ def values_of(kind: Any) -> st.SearchStrategy[Any]:
         return st.one_of([values_of(argument) for argument in arguments])
     if origin is typing.Literal:
         return st.sampled_from(arguments)
+    if origin is tuple and Ellipsis not in arguments:
+        return st.tuples(*(values_of(argument) for argument in arguments))
     if origin is tuple:
         lengths = {"min_size": meta.min_length or 0, "max_size": min(3, meta.max_length or 3)}
         return st.lists(values_of(arguments[0]), **lengths).map(tuple)

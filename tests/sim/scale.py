@@ -160,7 +160,7 @@ def trust_everybody(cluster: Cluster) -> None:
     for machine in cluster.machines:
         machine.after_event = lambda *_: None
     for job in cluster.jobs:
-        job.truth = truth
+        job.truths = dict.fromkeys(job.truths, truth)
 
 
 def _step(cluster: Cluster) -> int:
