@@ -11,9 +11,8 @@ READY   = $(VENV)/.ready
 demo: $(READY)
 	$(BIN)/holdfast demo
 
-# Most tests wait for real processes, so three run at once; each file's tests stay together.
 test: lint
-	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile
+	$(BIN)/python -m pytest
 
 # A real Slurm on this machine, four minutes. As root, with Debian's slurm-wlm and munge installed.
 slurm-test: $(READY)
