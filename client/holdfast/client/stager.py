@@ -315,7 +315,7 @@ class Stager:
                     self.standing.problem = ""
                 return
             denied = session.denied.get("Plan")
-            if denied is not None and denied.retry and monotonic() < deadline_s:
+            if denied is not None and denied.retry and monotonic() < deadline_s and not self._stopping:
                 threading.Event().wait(0.2)
                 continue
             if denied is not None:
