@@ -208,6 +208,8 @@ class Collector:
         Who lives and was not heard may commit something newer meanwhile and free what it said it holds: it speaks
         soon, or is soon known to be down.
         """
+        if self.peers.denied:
+            return False  # whoever holds this node's slot decides: the others tell this one nothing
         if self.ctx.now_ns < query.deadline_ns:
             return not self._waits_for_one(query) and self.peers.settled
         return not self._waits_for_one(query) or self.ctx.now_ns >= query.deadline_ns + int(

@@ -54,6 +54,8 @@ class PeerSide:
         behind = event.incarnation > self.ctx.incarnation  # else it speaks of another that would be this node
         if event.code == "superseded" and (self.peers.alive(event.node) if event.by_us else not behind):
             # Whoever holds the slot speaks as well, and both go on: that one is not refused.
+            if not event.by_us and event.node in self.peers.table and 0 < event.incarnation < self.ctx.incarnation:
+                self.peers.table[event.node].denied_ns = self.ctx.now_ns
             if not event.by_us and event.incarnation == self.ctx.incarnation:
                 text = f"{who} has heard two daemons that are this node: {event.text}"
             self._log_now_and_then(f"superseded {event.node}", text)

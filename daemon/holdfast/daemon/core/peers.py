@@ -25,6 +25,7 @@ class Peer:
     heartbeat: Heartbeat | None = None
     heartbeat_ns: int = 0
     refused: str = ""  # why it, or we, refused the other; empty if not
+    denied_ns: int | None = None  # when it last said that another holds this node's slot
     behind: bool = False  # it is of another epoch, or was when it was heard last
     restarts: int = 0
     dialled_ns: int | None = None  # since when this node talks to it
@@ -128,6 +129,12 @@ class Peers:
     def live(self) -> list[int]:
         """All live nodes, this one included, in order."""
         return [node for node in range(len(self.ctx.config.nodes)) if self.alive(node)]
+
+    @property
+    def denied(self) -> bool:
+        """Whether a live node has just said that another, which it hears, holds this node's slot."""
+        limit_ns = self.ctx.now_ns - int(limits.PEER_DEADLINE_S * 1e9)
+        return any((peer.denied_ns or 0) > limit_ns and self.alive(peer.node) for peer in self.table.values())
 
     def takes(self, node: int, incarnation: int) -> bool:
         """Whether a node's slot is that incarnation's, as far as is known here, or falls to it with its next word.
