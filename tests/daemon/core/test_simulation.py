@@ -12,6 +12,7 @@ SEEDS = (
     *(("restarts", seed) for seed in (2, 4, 7, 8, 13, 14, 15, 18, 22, 2000011, 9500090, 12001641, 12002591, 14100011)),
     *(("losses", seed) for seed in (2, 4, 6, 7, 8, 13, 15, 1002936)),
     *(("reads", seed) for seed in (2, 7, 8)),
+    ("strays", 18000247),
     *(("crashes", seed) for seed in (1, 2, 4, 7, 8, 13, 15)),
     *(("long", seed) for seed in (0, 2)),
     *(("beyond", seed) for seed in (2, 5)),

@@ -6,7 +6,7 @@ Covers no decision. One `Context` per node; parts append actions to it and read 
 from dataclasses import dataclass, field
 
 from holdfast.daemon.core.actions import Action, Log, ReplyClient, SendPeer
-from holdfast.daemon.core.memory import GENERATION_BITS
+from holdfast.daemon.core.memory import GENERATION_BITS, Memory
 from holdfast.protocol.config import ClusterConfig
 from holdfast.protocol.earlier import EarlierGiven, EarlierReport, EarlierWanted
 from holdfast.protocol.messages import DaemonMessage, PeerMessage
@@ -40,6 +40,7 @@ class Context:
     )  # said by nodes, not heard yet
     requests: int = 0  # questions asked so far; numbers them
     sums: int = 0  # sums asked for so far; numbers them
+    stores: dict[int, Memory] = field(default_factory=dict)  # sum -> where the shell may still write it, wanted or not
     actions: list[Action] = field(default_factory=list)
 
     @property
@@ -87,6 +88,10 @@ class Context:
             1 << 30
         )  # what they may still have under way is young
         return (life << 32) + self.sums
+
+    def is_written(self, memory: Memory) -> bool:
+        """Whether the shell may still write there, though who ordered it may have ended. Nobody else gets it then."""
+        return memory in self.stores.values()
 
     @property
     def generations_from(self) -> int:

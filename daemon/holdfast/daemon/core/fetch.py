@@ -286,6 +286,7 @@ class Fetch:
     def _store(self, pursuit: Pursuit, incoming: ChunkKey | None) -> None:
         pursuit.storing = True
         goal = pursuit.goal
+        self.ctx.stores[pursuit.number] = goal.memory
         self.ctx.emit(
             StoreSum(
                 memory=goal.memory,
@@ -405,11 +406,6 @@ class Fetch:
     def _close(self, pursuit: Pursuit) -> None:
         self.open.pop(pursuit.number, None)
         self.pursuits.forget(pursuit)
-
-    @property
-    def storing(self) -> bool:
-        """Whether the shell may still write into the memory of a goal."""
-        return any(pursuit.storing and pursuit.fingerprint is None for pursuit in self.open.values())
 
     def stop(self) -> None:
         """Nobody wants any of it any more. Frames that still come are dropped."""

@@ -259,10 +259,8 @@ class Job:
         for client in list(self.planning):
             del self.planning[client]
             self.writers.pop(client, None)
-            self.ctx.reply(
-                client,
-                messages.Denied("Plan", self.name, ExitCode.OVER_BUDGET, f"memory budget: {text}"),
-            )
+            denied = messages.Denied("Plan", self.name, ExitCode.OVER_BUDGET, f"memory budget: {text}")
+            self.ctx.reply(client, denied)
 
     def _accept_plans(self) -> None:
         if any(slot.phase is Phase.ALLOCATING for slot in self.slots):
@@ -326,6 +324,10 @@ class Job:
         for slot in self.slots:
             if slot.phase not in {Phase.ABSENT, Phase.ALLOCATING}:
                 self.ctx.emit(GiveMemory(client, slot.memory(self.name), slot.sizes.data_bytes))
+
+    def is_in_use(self, slot: Slot) -> bool:
+        """Whether somebody may still write into an empty slot: a rank, or the shell for a rebuild that has ended."""
+        return bool(slot.writing) or self.ctx.is_written(slot.memory(self.name))
 
     def wrote(self, client: int) -> None:
         """A rank sealed, skipped or went on: it copies one shard at a time, so it writes into no slot any more.

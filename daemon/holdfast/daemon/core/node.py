@@ -266,12 +266,20 @@ class Node:
                 self.sums.added(header, fingerprint)
             case events.SumNotAdded(header, reason):
                 self.sums.not_added(header, reason)
-            case events.SumStored(_, number, digest, fingerprint):
+            case events.SumStored(memory, number, digest, fingerprint):
+                self.ctx.stores.pop(number, None)
                 self.pursuits.stored(number, digest, fingerprint)
-            case events.SumNotStored(_, number, reason):
+                self._written(memory)
+            case events.SumNotStored(memory, number, reason):
+                self.ctx.stores.pop(number, None)
                 self.pursuits.not_stored(number, reason)
+                self._written(memory)
             case _:
                 raise AssertionError(f"no rule for {type(event).__name__}")
+
+    def _written(self, memory: Memory) -> None:
+        if (parts := self.registry.owner(memory)) is not None:
+            parts.job.grant_waiting()  # its slot may have waited for this alone
 
     def _chunk_arrived(self, header: messages.ChunkHeader, digest: int) -> None:
         parts = self.registry.get(header.job)

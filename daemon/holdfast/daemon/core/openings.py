@@ -161,7 +161,7 @@ class Openings:
         if set(local) - set(job.roles) or any(attempt < job.attempt for attempt in job.writers.values()):
             return None
         empty = [slot for slot in job.slots if slot.phase is Phase.EMPTY and slot.layout_id == job.current]
-        slot = next((slot for slot in empty if not slot.writing and not slot.reserved), None)
+        slot = next((slot for slot in empty if not job.is_in_use(slot) and not slot.reserved), None)
         if slot is None:
             return None
         slot.claim(Phase.STAGING, snapshot)

@@ -115,9 +115,8 @@ class Ranges:
 
     def _end(self, found: Range) -> None:
         if found.fetch is not None:
-            writing = found.fetch.storing
             found.fetch.stop()
-            if writing and found.window is not None:  # the shell may still write there: nobody else gets it
+            if found.window is not None and self.ctx.is_written(found.window.memory):
                 self._drop(found.window)
         if found.window is not None:
             found.window.used = False

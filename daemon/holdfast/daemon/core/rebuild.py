@@ -166,7 +166,7 @@ class Rebuild:
         assert layout_id is not None
         for phase in (Phase.EMPTY, Phase.ALLOCATING):
             for slot in job.slots:
-                if slot.phase is phase and not slot.writing and slot.layout_id == layout_id:
+                if slot.phase is phase and not job.is_in_use(slot) and slot.layout_id == layout_id:
                     return slot
         self.problem = ""
         for slot in job.slots:
@@ -408,13 +408,10 @@ class Rebuild:
         """The snapshot is no longer worth rebuilding: a newer one is committed, or the attempt is over."""
         slot = self.slot
         if self.running or (slot is not None and slot.phase is Phase.REBUILDING):
-            storing = self.fetch is not None and self.fetch.storing
             self._fail(reason)
             self.slot = None
             if slot is not None and slot.phase is Phase.REBUILDING:
                 slot.clear()
-                if storing:  # the shell may still write into this memory: nobody else gets it
-                    self.job.free(slot)
             self.retry_ns = 0
             self.job.ensure_memory()
             self.job.grant_waiting()
