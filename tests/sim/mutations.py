@@ -11,6 +11,7 @@ import msgspec
 import pytest
 from holdfast.daemon.core import actions, collector, fetch, mixing, reprotect, resume
 from holdfast.daemon.core.collector import Collector
+from holdfast.daemon.core.context import Context
 from holdfast.daemon.core.epochs import Epochs
 from holdfast.daemon.core.fetch import Fetch
 from holdfast.daemon.core.job import Job
@@ -263,6 +264,11 @@ def doubt_no_unheard_commit(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(collector, "_held_by_all", lambda *_: False)
 
 
+def give_a_slot_that_is_still_written(patch: pytest.MonkeyPatch) -> None:
+    """The chunks of a rebuild that failed land in what is staged there next."""
+    patch.setattr(Context, "is_written", lambda *_: False)
+
+
 def believe_any_pause(patch: pytest.MonkeyPatch) -> None:
     """A node that waits for the decision on an earlier question is taken to wait for this one, too."""
 
@@ -396,6 +402,7 @@ CAUGHT_BY: tuple[tuple[Mutation, str, int], ...] = (
     (believe_a_part_of_a_sum, "long", 0),
     (answer_a_dead_ranks_question, "restarts", 9500090),
     (believe_any_pause, "restarts", 12002591),
+    (give_a_slot_that_is_still_written, "strays", 18000247),
     (doubt_no_unheard_commit, "few", 13000423),
     (look_at_the_epoch_in_force_only, "growth", 1),
     (end_the_epoch_before_with_a_plan, "growth", 1),
