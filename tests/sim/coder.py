@@ -127,6 +127,10 @@ class Coder:
         match action:
             case actions.ServeChunk():
                 return lambda: self._serve(action, held)
+            case actions.RepairChunk() if held is None or any(
+                key not in self.worker.frames for _, key in action.sources
+            ):
+                return lambda: events.ChunkNotRepaired(memory, action.number)
             case _ if held is None:
                 return lambda: None
             case actions.DigestChunks(_, snapshot, first, count):

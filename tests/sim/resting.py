@@ -36,7 +36,7 @@ def repaired(
     if made is not None and changed:
         place[:] = made
     good, digest = made is not None, chunk_digest(place)
-    return events.ChunkRepaired(action.memory, action.snapshot, wanted, digest, good=good, changed=changed)
+    return events.ChunkRepaired(action.memory, action.snapshot, wanted, digest, good, changed, action.number)
 
 
 def drilled(

@@ -205,7 +205,7 @@ class ScrubChunks:
 
 @dataclass(frozen=True, slots=True)
 class RepairChunk:
-    """Compute one resting chunk again from received frames; ends in ChunkRepaired. The frames are dropped afterwards.
+    """Compute one resting chunk from received frames, then dropped; ends in ChunkRepaired or ChunkNotRepaired.
 
     Computed aside, and written only if it is right: every data chunk that the stripe lacks must have its digest, and
     the chunk itself must have `digest`, where one is given. What is right already is left as it is.
@@ -221,6 +221,7 @@ class RepairChunk:
     kind: Literal["data", "parity"]
     chunk: int
     digest: int | None
+    number: int  # by which its end is told: until then the memory may be written
 
 
 @dataclass(frozen=True, slots=True)

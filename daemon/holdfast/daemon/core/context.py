@@ -40,7 +40,7 @@ class Context:
     )  # said by nodes, not heard yet
     requests: int = 0  # questions asked so far; numbers them
     sums: int = 0  # sums asked for so far; numbers them
-    stores: dict[int, Memory] = field(default_factory=dict)  # sum -> where the shell may still write it, wanted or not
+    stores: dict[int, Memory] = field(default_factory=dict)  # order's number -> where the shell may still write
     actions: list[Action] = field(default_factory=list)
 
     @property

@@ -135,6 +135,15 @@ class ChunkRepaired:
     digest: int
     good: bool
     changed: bool
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkNotRepaired:
+    """The memory or a frame was gone; nothing is written any more."""
+
+    memory: Memory
+    number: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,6 +234,7 @@ Event = (
     | ChunksVerified
     | ChunksScrubbed
     | ChunkRepaired
+    | ChunkNotRepaired
     | StripeDrilled
     | ChunkNotServed
     | SumAdded

@@ -138,6 +138,8 @@ class Node:
             case events.CopyFailed(job, reason):
                 self.durable.failed(job, reason)
             case events.ChunksScrubbed() | events.ChunkRepaired() | events.StripeDrilled():
+                if isinstance(event, events.ChunkRepaired):
+                    self._written(event.memory, event.number)
                 if (parts := self.registry.owner(event.memory, event.snapshot)) is not None:
                     parts.healing.done(event)
             case _:
@@ -267,17 +269,18 @@ class Node:
             case events.SumNotAdded(header, reason):
                 self.sums.not_added(header, reason)
             case events.SumStored(memory, number, digest, fingerprint):
-                self.ctx.stores.pop(number, None)
+                self._written(memory, number)
                 self.pursuits.stored(number, digest, fingerprint)
-                self._written(memory)
             case events.SumNotStored(memory, number, reason):
-                self.ctx.stores.pop(number, None)
+                self._written(memory, number)
                 self.pursuits.not_stored(number, reason)
-                self._written(memory)
+            case events.ChunkNotRepaired(memory, number):
+                self._written(memory, number)
             case _:
                 raise AssertionError(f"no rule for {type(event).__name__}")
 
-    def _written(self, memory: Memory) -> None:
+    def _written(self, memory: Memory, number: int) -> None:
+        self.ctx.stores.pop(number, None)
         if (parts := self.registry.owner(memory)) is not None:
             parts.job.grant_waiting()  # its slot may have waited for this alone
 

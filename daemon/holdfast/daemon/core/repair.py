@@ -170,10 +170,12 @@ class Repair:
         work = self.work
         if work is None or work.arrived != set(work.sources) or slot.snapshot is None:
             return
-        work.deadline_ns = self.job.ctx.seconds(limits.CHUNK_DEADLINE_S)
-        self.job.ctx.emit(
+        ctx, memory, number = self.job.ctx, slot.memory(self.job.name), self.job.ctx.new_sum()
+        work.deadline_ns = ctx.seconds(limits.CHUNK_DEADLINE_S)
+        ctx.stores[number] = memory
+        ctx.emit(
             RepairChunk(
-                memory=slot.memory(self.job.name),
+                memory=memory,
                 snapshot=slot.snapshot,
                 stripe=work.stripe,
                 sources=tuple((p, self._key(*source)) for p, source in sorted(work.sources.items())),
@@ -183,6 +185,7 @@ class Repair:
                 kind=work.wanted.kind,
                 chunk=work.wanted.chunk,
                 digest=work.digest,
+                number=number,
             )
         )
 

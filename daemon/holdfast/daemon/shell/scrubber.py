@@ -120,7 +120,9 @@ class Scrubber:
         payloads = [self._bulk.payload(key) for _, key in action.sources]
         sources = {p: payload for (p, _), payload in zip(action.sources, payloads, strict=True) if payload is not None}
         if slot is None or len(sources) < len(payloads):
-            return  # freed or dropped meanwhile; the core asks again when it has waited long enough
+            # Freed or dropped meanwhile; the core asks again when it has waited long enough.
+            self._report(events.ChunkNotRepaired(action.memory, action.number))
+            return
         place = self._chunk(slot, action.kind, action.chunk)
         repaired = recompute(self._engine, self._params, action, sources, self._chunk_bytes)
         good = repaired is not None
@@ -131,7 +133,7 @@ class Scrubber:
         wanted = Resting(action.kind, action.chunk)
         self._report(
             events.ChunkRepaired(
-                action.memory, action.snapshot, wanted, chunk_digest(place), good=good, changed=changed
+                action.memory, action.snapshot, wanted, chunk_digest(place), good, changed, action.number
             )
         )
 
