@@ -161,6 +161,7 @@ def trust_everybody(cluster: Cluster) -> None:
         machine.after_event = lambda *_: None
     for job in cluster.jobs:
         job.truths = dict.fromkeys(job.truths, truth)
+        job.clear = job.quiet = lambda: False  # nor is an answer to what was asked before this held against anybody
 
 
 def _step(cluster: Cluster) -> int:
