@@ -278,8 +278,8 @@ class Collector:
             if layout is None or geometry is None:
                 problems.append(f"{snapshot}: no live node knows its layout")
                 continue
-            if not query.passing_over and (is_doubted or snapshot in candidates):
-                kept = kept or (snapshot, layout)
+            if not query.passing_over and (snapshot in candidates or not candidates):
+                kept = kept or (snapshot, layout)  # what is known to be committed, if anything is
             problem = self._problem(snapshot, geometry, reports)
             if not problem:
                 if snapshot in protected:
