@@ -5,11 +5,16 @@ import os
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from time import monotonic
 
 import pytest
 import torch
 from holdfast.cli.link import Daemon
 from holdfast.client import Snapshotter
+from holdfast.client.errors import RefusedError
+from holdfast.client.session import RankPlan
+from holdfast.client.stager import Stager
+from holdfast.protocol.layout import Layout, ShardPlace
 from local_cluster import LocalCluster, descriptors, memfds, resident_bytes, until
 
 MakeCluster = Callable[..., LocalCluster]
@@ -78,6 +83,19 @@ def test_a_closed_snapshotter_leaves_nothing_in_the_trainer(cluster: LocalCluste
     assert not added(files)
     assert resident_bytes(os.getpid(), "RssShmem") <= shared_bytes + (1 << 20)
     cluster.forget("warm")
+
+
+def test_a_closed_snapshotter_stops_asking_a_daemon_that_knows_nothing_of_its_attempt(cluster: LocalCluster) -> None:
+    """As after the loss of all nodes: the daemon asks for patience, and would get minutes of it."""
+    stager = Stager(Path(cluster.socket(0)), max_stall_s=1.0)
+    stager.submit(stager.attach).result(20)
+    plan = RankPlan("gpt", 5, 0, Layout((ShardPlace(0, 64),), 0, 1))
+    said = stager.submit(lambda: stager.say_plan(plan, deadline_s=monotonic() + 100))
+    until(lambda: stager.link.session.denied or said.done(), "the daemon does not know the attempt", seconds=20)
+    stager.stop(timeout_s=10)
+    assert not stager._thread.is_alive()
+    with pytest.raises(RefusedError, match="attempt 5 is not known here yet"):
+        said.result(0)
 
 
 def test_commands_leave_nothing_in_the_daemon(cluster: LocalCluster) -> None:
